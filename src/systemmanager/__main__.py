@@ -1,0 +1,3 @@
+from systemmanager.cli import main
+
+main()

@@ -1,0 +1,85 @@
+"""From raw arguments to validated ones: an operation's own parameters plus those that every tool shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from systemmanager.errors import InvalidArguments, nearest
+from systemmanager.operation import Operation
+from systemmanager.params import Format
+
+Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Selectors = Annotated[list[Selector], Field(max_length=1000)] | Selector
+
+_TARGET = (Selector | None, Field(default=None, description="Target id or selector; default local."))
+_TARGETS = (
+    Selectors | None,
+    Field(default=None, description="Ids or selectors: web-*, tag:web and not env:prod, *."),
+)
+_REQUIRED = (Selectors, Field(description="Ids or selectors: web-*, tag:web and not env:prod, *."))
+_FORMAT = (Format, Field(default="json", description="toon: fewer tokens."))
+_DRY_RUN = (bool, Field(default=False, description="Only say whether it may run."))
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The shared parameters. `targets` is None when the call names none."""
+
+    targets: tuple[str, ...] | None
+    format: Format
+    dry_run: bool
+
+
+@cache
+def call_model(operation: Operation) -> type[BaseModel]:
+    """The model of everything that a call of this operation may hold; its schema is the tool's input schema."""
+    shared: dict[str, Any] = {"format": _FORMAT}
+    if operation.selection == "optional":
+        shared |= {"target": _TARGET, "targets": _TARGETS}
+    elif operation.selection == "required":
+        shared |= {"targets": _REQUIRED}
+    if operation.mutates or operation.access.approval:
+        shared |= {"dry_run": _DRY_RUN}
+    return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
+
+
+def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, Any], Shared]:
+    """The operation's own arguments by name, and the shared ones. Raises `InvalidArguments`, naming every wrong one."""
+    model = call_model(operation)
+    try:
+        values = model.model_validate(dict(raw))
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        problems = [_problem(one, model) for one in details]
+        raise InvalidArguments(
+            f"{operation.name}: {'; '.join(problems)}", hint=f"Parameters: {', '.join(model.model_fields)}."
+        ) from None
+    own = {name: getattr(values, name) for name in operation.arguments.model_fields}
+    target, targets = getattr(values, "target", None), getattr(values, "targets", None)
+    if target is not None and targets is not None:
+        raise InvalidArguments(f"{operation.name}: give target or targets, not both")
+    if targets == []:
+        raise InvalidArguments(f"{operation.name}: targets is empty", hint="Leave it out, or name at least one.")
+    named = targets if isinstance(targets, list) else [targets if targets is not None else target]
+    chosen = None if named == [None] else tuple(str(one) for one in named)
+    return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False))
+
+
+def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:
+    name = ".".join(str(part) for part in details["loc"] if not _is_branch(part)) or "arguments"
+    if details["type"] == "extra_forbidden":
+        near = nearest(name, model.model_fields)
+        return f"there is no parameter {name[:64]!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    if details["type"] == "missing":
+        return f"{name} is missing"
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{name} {message[:1].lower()}{message[1:]}"
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of an error's location names a branch of a union, not a parameter."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "list", "constrained-str"))

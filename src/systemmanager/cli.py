@@ -1,0 +1,205 @@
+"""The command line: serve | stdio | check | call | tools | explain | token | audit | schema."""
+
+import os
+import sys
+
+# fastmcp reads these when it is imported: no .env of the working folder, no banner, no question to a registry.
+os.environ |= {
+    "FASTMCP_ENV_FILE": os.devnull,
+    "FASTMCP_LOG_ENABLED": "false",
+    "FASTMCP_CHECK_FOR_UPDATES": "off",
+    "FASTMCP_SHOW_SERVER_BANNER": "false",
+}
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from systemmanager import __version__, settings
+from systemmanager.errors import ConfigError
+
+app = App(
+    name="systemmanager",
+    version=__version__,
+    help="A control plane gateway between AI assistants and real infrastructure.",
+)
+token = App(name="token", help="Bearer tokens for HTTP clients.")
+audit = App(name="audit", help="What was done: read the audit log.")
+app.command(token)
+app.command(audit)
+
+Words = Annotated[tuple[str, ...], Parameter(show=True)]
+
+
+def main() -> None:
+    """Run one command; an error is one clear message on standard error and exit status 1."""
+    try:
+        app()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command
+def serve(*, announce: bool = False) -> None:
+    """Serve MCP over streamable HTTP at http://MCP_HOST:MCP_PORT/mcp until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    announce
+        Print the address, a fresh token and the JSON block for an MCP client.
+    """
+    from systemmanager import commands
+
+    commands.serve(settings.read(), announce=announce)
+
+
+@app.command
+def stdio() -> None:
+    """Serve MCP on standard input and output, as the local operator."""
+    from systemmanager import commands
+
+    commands.stdio(settings.read())
+
+
+@app.command
+def check(path: Path | None = None) -> None:
+    """Check a targets.yaml and show its targets; exit status 1 when something is wrong.
+
+    Parameters
+    ----------
+    path
+        The file; default SYSTEMMANAGER_TARGETS_CONFIG.
+    """
+    from systemmanager import commands
+
+    commands.check(path or settings.read().targets_config)
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON Schema of targets.yaml."""
+    from systemmanager.target import Document
+
+    print(json.dumps(Document.model_json_schema(), indent=2))
+
+
+@app.command
+def tools() -> None:
+    """List the tools with what they need."""
+    from systemmanager import commands
+
+    commands.tools()
+
+
+@app.command
+def call(
+    tool: str,
+    *arguments: str,
+    target: str | None = None,
+    dry_run: bool = False,
+    yes: bool = False,
+    json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Call a tool as the local operator: systemmanager call get_top_processes limit=5 --target web-01
+
+    Parameters
+    ----------
+    tool
+        Its name; `systemmanager tools` lists them.
+    arguments
+        key=value each; a value that reads as JSON is taken as such.
+    target
+        Target id or selector.
+    dry_run
+        Only say whether it may run.
+    yes
+        Approve what needs an approval, without a question.
+    json
+        Print the whole Reply as JSON.
+    """
+    from systemmanager import commands
+
+    given = parse_arguments(arguments)
+    given |= {"targets": target} if target is not None else {}
+    given |= {"dry_run": True} if dry_run else {}
+    sys.exit(asyncio.run(commands.call(settings.read(), tool, given, yes=yes, as_json=json)))
+
+
+@app.command
+def explain(tool: str, *arguments: str, target: str = "local") -> None:
+    """Say rule by rule whether the local operator may use a tool on a target, and what would allow it."""
+    from systemmanager import commands
+
+    asked = {"tool": tool, "target": target, "arguments": parse_arguments(arguments)}
+    sys.exit(asyncio.run(commands.explain(settings.read(), asked)))
+
+
+@token.command
+def mint(*, agent: str, scopes: str = "readonly", ttl: str = "30d", targets: str | None = None) -> None:
+    """Make a bearer token. Alone on standard output when that is no terminal.
+
+    Parameters
+    ----------
+    agent
+        Who it is for; the audit log names it.
+    scopes
+        By comma; bundles: readonly, admin.
+    ttl
+        15m to 90d.
+    targets
+        Selector that narrows where it counts.
+    """
+    from systemmanager import commands
+
+    commands.mint(settings.read(), agent, scopes, ttl, targets)
+
+
+@audit.command
+def tail(lines: int = 20) -> None:
+    """The newest records, oldest of them first."""
+    from systemmanager import commands
+
+    commands.audit(settings.read(), {}, lines)
+
+
+@audit.command
+def query(
+    *,
+    call_id: str | None = None,
+    tool: str | None = None,
+    target: str | None = None,
+    subject: str | None = None,
+    phase: str | None = None,
+    since: str | None = None,
+    limit: int = 100,
+) -> None:
+    """Records that match all given filters, as JSON lines when standard output is no terminal."""
+    from systemmanager import commands
+
+    filters = {"call_id": call_id, "tool": tool, "target": target, "subject": subject, "phase": phase, "since": since}
+    commands.audit(settings.read(), filters, limit)
+
+
+def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` words as arguments. Exits with status 2 for a word that is none."""
+    arguments: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            print(f"{word!r} is no key=value", file=sys.stderr)
+            sys.exit(2)
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments

@@ -1,0 +1,180 @@
+"""What the commands of the command line do. Imported when a command runs, so that `--help` stays quick."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+import systemmanager.operations  # noqa: F401  fills the catalogue
+from systemmanager import logs, registry, terminal
+from systemmanager.audit.log import AuditLog
+from systemmanager.audit.log import query as query_log
+from systemmanager.audit.record import Record
+from systemmanager.errors import ConfigError, Problem
+from systemmanager.operation import CATALOGUE
+from systemmanager.request import Request
+from systemmanager.settings import Settings, State, prepare_state
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def serve(given: Settings, *, announce: bool) -> None:
+    """Serve HTTP until a signal. Raises `ConfigError`."""
+    logs.configure(given.log_level)
+    uvloop.run(_serve(given, announce))
+
+
+async def _serve(given: Settings, announce: bool) -> None:
+    from systemmanager.server import app, http
+
+    async with app.running(given) as running:
+        secret = running.state.shared_secret(given)
+        server = app.build(running.gateway, app.bearer, secret=secret)
+        running.reload_on_hangup()
+
+        def ready(port: int) -> None:
+            url = f"http://{given.host}:{port}/mcp"
+            logs.log.info(
+                "ready", url=url, targets=len(running.gateway.registry.targets), audit=str(running.state.audit_log)
+            )
+            if announce:
+                terminal.announce(err, url, *_first_token(running.state, secret))
+
+        try:
+            await http.serve(http.http_app(server, running.gateway, given), given, ready)
+        except OSError as error:
+            where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"
+            raise ConfigError([Problem(where, f"can't listen there: {error.strerror or error}")]) from error
+
+
+def _first_token(state: State, secret: str) -> tuple[str, str]:
+    token = _mint(state, secret, "first-client", "readonly,network:diag", "30d", None)
+    return token, "readonly and network:diag, 30 days"
+
+
+def stdio(given: Settings) -> None:
+    """Serve standard input and output until it ends."""
+    logs.configure(given.log_level)
+    asyncio.run(_stdio(given))
+
+
+async def _stdio(given: Settings) -> None:
+    from systemmanager.server import app
+
+    async with app.running(given) as running:
+        running.reload_on_hangup()
+        await app.build(running.gateway, app.operator).run_stdio_async(show_banner=False)
+
+
+def check(path: Path | None) -> None:
+    """Print the targets of a file as a table. Raises `ConfigError`; exits 1 when a target lacks a secret."""
+    loaded = registry.builtin() if path is None else registry.load(path)
+    out.print(terminal.targets_table(loaded))
+    for id, why in loaded.faults.items():
+        print(f"{loaded.source}: targets.{id}: {why}", file=sys.stderr)
+    sys.exit(1 if loaded.faults else 0)
+
+
+def tools() -> None:
+    out.print(terminal.tools_table(CATALOGUE.values()))
+
+
+def mint(given: Settings, agent: str, scopes: str, ttl: str, targets: str | None) -> None:
+    state = prepare_state(given)
+    try:
+        token = _mint(state, state.shared_secret(given), agent, scopes, ttl, targets)
+    except ValueError as error:
+        raise ConfigError([Problem("token mint", str(error))]) from error
+    if sys.stdout.isatty():
+        out.print(f"[dim]Token of {agent}, {scopes}, {ttl}; it is shown once:[/dim]")
+    print(token)
+
+
+def _mint(state: State, secret: str, agent: str, scopes: str, ttl: str, targets: str | None) -> str:
+    from systemmanager.server.auth import tokens
+
+    names = [name.strip() for name in scopes.split(",") if name.strip()]
+    token = tokens.mint(secret, agent, names, tokens.duration(ttl), targets)
+    _event(state, "token mint", {"agent": agent, "scopes": names, "ttl": ttl, "targets": targets})
+    return token
+
+
+def _event(state: State, name: str, details: dict[str, Any]) -> None:
+    import os
+    import time
+
+    log = AuditLog(state.audit_log)
+    try:
+        log.append_now(Record("event", "", name, f"local:{os.getuid()}", arguments=details, time=time.time()))
+    except OSError as error:
+        raise ConfigError([Problem(str(state.audit_log), f"can't be written: {error.strerror}")]) from error
+    finally:
+        log.close()
+
+
+async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes: bool, as_json: bool) -> int:
+    """Do one call as the local operator and print its answer; the exit status is 0 when all of it succeeded."""
+    from systemmanager.server import app
+
+    logs.configure("ERROR" if given.log_level == "INFO" else given.log_level)
+    async with app.running(given) as running:
+        with Progress(
+            *Progress.get_default_columns(), TextColumn("{task.fields[last]}"), console=err, transient=True
+        ) as bar:
+            task = bar.add_task(tool, total=None, last="")
+
+            async def progress(done: int, total: int, target: str) -> None:
+                bar.update(task, completed=done, total=total, last=target)
+
+            async def approve(requests: Sequence[Request]) -> str | None:
+                bar.stop()
+                return await asyncio.to_thread(_approve, requests, yes)
+
+            reply = await running.gateway.call(app.operator(), tool, arguments, progress=progress, approve=approve)
+    if as_json:
+        print(json.dumps(reply.as_dict(), ensure_ascii=False))
+    else:
+        terminal.print_reply(out, reply)
+    return 0 if reply.ok else 1
+
+
+def _approve(requests: Sequence[Request], yes: bool) -> str | None:
+    """Ask the person at the terminal; without a terminal only `--yes` counts."""
+    person = f"{requests[0].principal.subject} at the terminal"
+    if yes:
+        return person
+    if not sys.stdin.isatty():
+        return None
+    terminal.print_question(err, requests)
+    return person if err.input("[bold]Do it? \\[y/N] [/bold]").strip().lower() in ("y", "yes") else None
+
+
+async def explain(given: Settings, asked: dict[str, Any]) -> int:
+    from systemmanager.server import app
+
+    logs.configure("ERROR")
+    async with app.running(given) as running:
+        reply = await running.gateway.call(app.operator(), "explain_access", asked)
+    terminal.print_explanation(out, reply)
+    return 0 if reply.ok else 1
+
+
+def audit(given: Settings, filters: Mapping[str, str | None], limit: int) -> None:
+    """The newest matching records: a table on a terminal, else JSON lines; oldest of them first."""
+    found = []
+    for record in query_log(prepare_state(given).audit_log, **filters):
+        found.append(record)
+        if len(found) == limit:
+            break
+    if out.is_terminal:
+        out.print(terminal.audit_table(reversed(found)))
+        return
+    for record in reversed(found):
+        print(json.dumps(record))

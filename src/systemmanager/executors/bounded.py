@@ -1,0 +1,83 @@
+"""Output bounded where it is read, and what a command's end means; for local processes and SSH channels alike."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+
+from systemmanager.errors import CommandFailed, CommandMissing, OutputTooLarge, PrivilegeRequired
+from systemmanager.ports import Output
+from systemmanager.request import Permit
+
+CHUNK = 64 * 1024
+LIMITED_SUDO = frozenset({"systemctl", "journalctl", "apt-get", "dnf", "systemd-run"})
+"""What `sudo_policy: limited` lets the gateway run as root."""
+
+
+class Collected:
+    """Both outputs of one command while they come in. `full` is set when the bound is reached."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._chunks: tuple[list[bytes], list[bytes]] = ([], [])
+        self.full = asyncio.Event()
+
+    async def drain(self, read: Callable[[int], Awaitable[bytes]], index: int) -> None:
+        """Read one stream to its end or to the bound."""
+        while chunk := await read(CHUNK):
+            self._chunks[index].append(chunk[: self._left])
+            self._left -= len(chunk)
+            if self._left < 0:
+                self._left = 0
+                self.full.set()
+                return
+
+    def text(self, index: int) -> str:
+        return b"".join(self._chunks[index]).decode("utf-8", "replace")
+
+
+def with_privilege(argv: Sequence[str], permit: Permit, *, root: bool, privileged: bool) -> tuple[str, ...]:
+    """The command as it is run: behind `sudo -n` when root is asked for, needed, and granted by the target's policy."""
+    policy = permit.target.constraints.sudo_policy
+    if privileged and not root and (policy == "full" or (policy == "limited" and argv[0] in LIMITED_SUDO)):
+        return ("sudo", "-n", "--", *argv)
+    return tuple(argv)
+
+
+def finished(output: Output, *, check: bool, partial: bool, limit: int) -> Output:
+    """Judge a command that has ended by itself or at the bound. Raises what `Shell.run` promises."""
+    program = output.argv[3] if output.argv[:2] == ("sudo", "-n") else output.argv[0]
+    if output.truncated:
+        if partial:
+            return output
+        raise OutputTooLarge(f"{program} said more than {limit} bytes", hint="Ask for less, or raise max_output_bytes.")
+    if output.argv[0] == "sudo" and output.status == 1 and "sudo:" in output.stderr:
+        if "command not found" in output.stderr:
+            raise command_missing(program)
+        raise PrivilegeRequired(
+            f"sudo does not let the gateway run {program}",
+            hint="Allow it without a password in sudoers, or change sudo_policy.",
+            details={"stderr": tail(output.stderr)},
+        )
+    if output.status == 127 and not output.stdout and ("not found" in output.stderr or "No such file" in output.stderr):
+        raise command_missing(program)
+    if check and output.status != 0:
+        raise CommandFailed(
+            f"{program} ended with exit status {output.status}",
+            details={"stderr": tail(output.stderr or output.stdout)},
+        )
+    return output
+
+
+def command_missing(program: str) -> CommandMissing:
+    return CommandMissing(f"{program} is not installed on the target", hint=f"Install {program} there.")
+
+
+def tail(text: str, length: int = 600) -> str:
+    """The end of what a program said: that is where the reason stands."""
+    stripped = text.strip()
+    return stripped if len(stripped) <= length else "..." + stripped[-length:]
+
+
+def find_program(name: str) -> str | None:
+    """A program's path on the gateway's own machine, looking in the administrators' folders too."""
+    return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin:/run/current-system/sw/bin")

@@ -1,0 +1,118 @@
+"""The Fleet port: what the gateway answers about itself, narrowed to the rights of the principal who asks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from systemmanager import __version__
+from systemmanager.arguments import validate
+from systemmanager.audit.log import query
+from systemmanager.errors import NotFound, did_you_mean
+from systemmanager.operation import CATALOGUE, Operation
+from systemmanager.ports import Json
+from systemmanager.registry import matches
+from systemmanager.request import Principal
+from systemmanager.target import EXECUTOR_PORTS, LocalTarget, Target
+
+if TYPE_CHECKING:
+    from systemmanager.gateway import Gateway
+
+GATEWAY = "gateway"
+"""The target name under which the gateway answers about itself."""
+
+
+@cache
+def gateway_target() -> Target:
+    """What stands in for a target when the gateway answers about itself; only Fleet operations ever see it."""
+    return LocalTarget(id=GATEWAY, executor="local", capabilities=("admin",))
+
+
+def usable(principal: Principal, operation: Operation, target: Target) -> bool:
+    """Whether any use of the operation is within the principal's scopes and the target's capabilities and ports."""
+    return (
+        operation.port in EXECUTOR_PORTS[target.executor]
+        and (principal.targets is None or matches(principal.targets, target))
+        and any(
+            _any(access.scopes, principal.scopes) and _any(access.capabilities, target.offers)
+            for access in operation.accesses
+        )
+    )
+
+
+def visible(principal: Principal, operation: Operation, targets: Sequence[Target]) -> bool:
+    """Whether the principal can use the operation on at least one target. A courtesy: the gate does not rely on it."""
+    if operation.selection == "none" or operation.without_targets:
+        return any(_any(access.scopes, principal.scopes) for access in operation.accesses)
+    return any(usable(principal, operation, target) for target in targets)
+
+
+def _any(needed: tuple[str, ...], held: frozenset[str]) -> bool:
+    return not needed or any(name in held for name in needed)
+
+
+class FleetView:
+    """The Fleet port for one principal."""
+
+    def __init__(self, gateway: "Gateway", principal: Principal) -> None:
+        self._gateway = gateway
+        self._principal = principal
+
+    def targets(self, selector: str | None = None) -> list[Json]:
+        registry = self._gateway.registry
+        chosen = registry.select([selector]) if selector else list(registry.targets.values())
+        return [row for target in chosen if (row := self._row(target)) is not None]
+
+    def _row(self, target: Target) -> Json | None:
+        tools = [
+            operation.name
+            for operation in CATALOGUE.values()
+            if operation.port != "Fleet" and usable(self._principal, operation, target)
+        ]
+        if not tools:
+            return None
+        metadata = target.metadata
+        row: Json = {"id": target.id, "kind": target.executor, "capabilities": sorted(target.offers)}
+        optional = {"tags": list(metadata.tags), "environment": metadata.environment, "role": metadata.role}
+        row |= {name: value for name, value in optional.items() if value}
+        if fault := self._gateway.registry.faults.get(target.id):
+            row["fault"] = fault
+        return row
+
+    def explain(self, tool: str, target: str, arguments: Mapping[str, Any]) -> Json:
+        operation = CATALOGUE.get(tool)
+        if operation is None:
+            raise NotFound(f"there is no tool {tool!r}", hint=did_you_mean(tool, CATALOGUE))
+        own, _ = validate(operation, {**arguments, **_selection(operation, target)})
+        rows = []
+        for chosen in self._gateway.chosen(operation, (target,)):
+            decision = self._gateway.decision(self._principal, operation, own, chosen)
+            fixes = [verdict.fix for verdict in decision.verdicts if verdict.answer != "allow" and verdict.fix]
+            rows.append(
+                {
+                    "target": chosen.id,
+                    "answer": decision.answer.value,
+                    "verdicts": [
+                        {"rule": verdict.rule, "answer": verdict.answer.value, "reason": verdict.reason}
+                        for verdict in decision.verdicts
+                    ],
+                    "grant": fixes,
+                }
+            )
+        return {"tool": tool, "principal": self._principal.subject, "results": rows}
+
+    def audit(self, **filters: Any) -> Iterator[Json]:
+        return query(self._gateway.audit.path, **filters)
+
+    def health(self) -> Json:
+        gateway = self._gateway
+        registry = gateway.registry
+        return {
+            "version": __version__,
+            "targets": len(registry.targets),
+            "registry": {"source": registry.source, "version": registry.version},
+            "problems": {**gateway.degraded, **{f"target {id}": why for id, why in registry.faults.items()}},
+        }
+
+
+def _selection(operation: Operation, target: str) -> dict[str, Any]:
+    return {} if operation.selection == "none" else {"targets": [target]}

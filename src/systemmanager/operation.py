@@ -1,0 +1,180 @@
+"""An operation: one thing the gateway can do, declared once by `@operation` on a function.
+
+Name, description, schemas, rights and risk are all read from that declaration. The function's first parameter is the
+port it needs (`systemmanager.ports`); the others are its arguments, by name.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from systemmanager import ports
+from systemmanager.scopes import canonical
+
+
+class Risk(StrEnum):
+    LOW = "low"
+    MODERATE = "moderate"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What one use of an operation demands. Any one of `scopes` and of `capabilities` is enough; () needs none."""
+
+    scopes: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    risk: Risk
+    approval: bool = False
+    privileged: bool = False
+
+    @property
+    def mutates(self) -> bool:
+        return any(scope.rpartition(":")[2] not in ("read", "diag") for scope in self.scopes)
+
+
+Selection = Literal["optional", "required", "none"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """One declared operation.
+
+    `access` is the strongest use; `by` names the parameter whose value may demand less, `cases` what each one demands.
+    `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`.
+    `without_targets` runs on the Fleet port when the call names no target.
+    """
+
+    name: str
+    area: str
+    description: str
+    function: Callable[..., Awaitable[ports.Result]]
+    port: str
+    arguments: type[BaseModel]
+    result: type[BaseModel]
+    access: Access
+    timeout: float
+    selection: Selection
+    by: str | None = None
+    cases: Mapping[str, Access] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    untrusted: bool = False
+    idempotent: bool = True
+    open_world: bool = False
+    without_targets: Callable[..., Awaitable[ports.Result]] | None = None
+
+    def access_for(self, arguments: Mapping[str, Any]) -> Access:
+        """What this use demands, by the value of the deciding parameter where there is one."""
+        return self.cases.get(str(arguments.get(self.by)), self.access) if self.by else self.access
+
+    @property
+    def accesses(self) -> tuple[Access, ...]:
+        """Every way to use it; a principal who holds one of them sees the tool."""
+        return tuple(dict.fromkeys([*self.cases.values(), self.access])) if self.cases else (self.access,)
+
+    @property
+    def mutates(self) -> bool:
+        return any(access.mutates for access in self.accesses)
+
+
+CATALOGUE: dict[str, Operation] = {}
+
+_PORTS = {
+    port.__name__: port
+    for port in (
+        ports.Shell, ports.Files, ports.Facts, ports.Network, ports.Docker, ports.Http, ports.Probe, ports.Fleet,
+    )
+}  # fmt: skip
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=ports.Result)
+
+
+def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if given is None else tuple(map(canonical, (given,) if isinstance(given, str) else given))
+
+
+def demand(
+    scope: str | tuple[str, ...] | None,
+    capability: str | tuple[str, ...] | None,
+    risk: Risk,
+    *,
+    approval: bool | None = None,
+    privileged: bool = False,
+) -> Access:
+    """An `Access` from names as the seed writes them. Critical uses ask for an approval unless told otherwise."""
+    needs_approval = risk is Risk.CRITICAL if approval is None else approval
+    return Access(_names(scope), _names(capability), risk, needs_approval, privileged)
+
+
+def _arguments_model(function: Callable[..., Any], hints: dict[str, Any]) -> tuple[str, type[BaseModel]]:
+    (first, *rest) = inspect.signature(function).parameters.values()
+    fields: dict[str, Any] = {
+        parameter.name: (
+            hints[parameter.name],
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for parameter in rest
+    }
+    config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model: type[BaseModel] = create_model(f"{function.__name__}_arguments", __config__=config, **fields)
+    return hints[first.name].__name__, model
+
+
+def operation(
+    *,
+    scope: str | tuple[str, ...] | None,
+    capability: str | tuple[str, ...] | None = None,
+    risk: Risk,
+    timeout: float = 30.0,
+    approval: bool | None = None,
+    privileged: bool = False,
+    by: str | None = None,
+    cases: Mapping[str, Access] | None = None,
+    roles: Mapping[str, str] | None = None,
+    selection: Selection = "optional",
+    untrusted: bool = False,
+    idempotent: bool = True,
+    open_world: bool = False,
+    without_targets: Callable[..., Awaitable[ports.Result]] | None = None,
+) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+    """Declare an operation; the function stays what it was, so that operations can call each other.
+
+    `timeout` is in seconds and the target's own limit may shorten it. `untrusted` marks answers that hold free text
+    from a target.
+    """
+
+    def declare(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        hints = get_type_hints(function, include_extras=True)
+        port, arguments = _arguments_model(function, hints)
+        if port not in _PORTS:
+            raise TypeError(f"{function.__name__}: the first parameter must be a port, not {port}")
+        if not function.__doc__:
+            raise TypeError(f"{function.__name__}: an operation needs a docstring, it is what the model reads")
+        CATALOGUE[function.__name__] = Operation(
+            name=function.__name__,
+            area=function.__module__.rpartition(".")[2],
+            description=inspect.cleandoc(function.__doc__),
+            function=function,
+            port=port,
+            arguments=arguments,
+            result=hints["return"],
+            access=demand(scope, capability, risk, approval=approval, privileged=privileged),
+            timeout=timeout,
+            selection="none" if port == "Fleet" else selection,
+            by=by,
+            cases=dict(cases or {}),
+            roles=dict(roles or {}),
+            untrusted=untrusted,
+            idempotent=idempotent,
+            open_world=open_world,
+            without_targets=without_targets,
+        )
+        return function
+
+    return declare

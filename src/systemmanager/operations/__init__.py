@@ -1,0 +1,8 @@
+"""What the gateway can do: one file per area. Importing this package fills the catalogue, in the order below."""
+
+from importlib import import_module
+
+AREAS = ("system",)
+
+for _area in AREAS:
+    import_module(f"systemmanager.operations.{_area}")

@@ -1,0 +1,100 @@
+"""Parameter types: what a tool accepts, written once. Each refuses what could be read as an option."""
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+
+def _refuse_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("is a number, not a boolean")
+    return value
+
+
+def _plain(value: str) -> str:
+    if any(ord(char) < 32 or ord(char) == 127 or char in "\u2028\u2029\u0085" for char in value):
+        raise ValueError("must not hold control characters or line breaks")
+    return value
+
+
+def _no_option(value: str) -> str:
+    if value.startswith("-"):
+        raise ValueError("must not start with '-'")
+    return value
+
+
+def _hostname(value: str) -> str:
+    bare = value.strip("[]") if value.startswith("[") and value.endswith("]") else value
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        pass
+    if len(value) > 253 or not re.fullmatch(r"(?!-)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?", value, re.ASCII):
+        raise ValueError("is not a host name or an IP address")
+    if any(not label or len(label) > 63 or label.startswith("-") for label in value.rstrip(".").split(".")):
+        raise ValueError("is not a host name: each part has 1 to 63 letters, digits, '-' or '_'")
+    return value
+
+
+def _absolute_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("must be an absolute path")
+    if ".." in value.split("/"):
+        raise ValueError("must not hold '..'")
+    return value if value == "/" else "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
+
+
+Whole = Annotated[int, BeforeValidator(_refuse_boolean)]
+Plain = AfterValidator(_plain)
+NoOption = AfterValidator(_no_option)
+
+Hostname = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=255),
+    Plain,
+    AfterValidator(_hostname),
+    Field(description="Host name or IP address."),
+]
+TcpPort = Annotated[Whole, Field(ge=1, le=65535)]
+UnitName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*$"),
+    Field(description="systemd unit, such as nginx or nginx.service."),
+]
+ContainerName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"),
+    Field(description="Container name or id."),
+]
+ImageName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[a-z0-9][a-z0-9._-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)*(@sha256:[0-9a-f]{64})?$",
+    ),
+    Field(description="Image without tag, such as nginx or registry.lan:5000/team/app."),
+]
+ImageTag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"), Field(description="Tag.")]
+PackageName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9+._:-]*$"),
+    Field(description="Package name."),
+]
+AbsolutePath = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=4096),
+    Plain,
+    AfterValidator(_absolute_path),
+    Field(description="Absolute path on the target."),
+]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
+LineCount = Annotated[Whole, Field(ge=1, le=10_000)]
+Limit = Annotated[Whole, Field(ge=1, le=1_000)]
+Seconds = Annotated[float, BeforeValidator(_refuse_boolean), Field(gt=0, le=120, description="Seconds.")]
+Cursor = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{1,12}$"), Field(description="`next` of the previous answer.")
+]
+Format = Literal["json", "toon"]

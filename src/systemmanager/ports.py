@@ -1,0 +1,297 @@
+"""What an operation may ask of a target. Executors implement these; operations see nothing else of a target.
+
+Every method may raise a `TargetError`. None outlives the call's deadline, and all output is bounded where it is read.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Result(BaseModel):
+    """The base of everything that an operation answers: frozen, and closed against fields that nobody declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Page(Result):
+    """The base of every answer that holds a list."""
+
+    total: int = Field(description="How many there are.")
+    truncated: bool = Field(default=False, description="The list is cut; go on with `next`.")
+    next: str | None = Field(default=None, description="Pass as `cursor` to go on.")
+
+
+# --- Shell -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a finished command left; `truncated` says that its output was cut at the bound."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+    truncated: bool = False
+
+
+class Shell(Protocol):
+    async def run(
+        self, *argv: str, privileged: bool = False, check: bool = True, partial: bool = False, stdin: str = ""
+    ) -> Output:
+        """Run one program, without a shell that could read its arguments, and wait for its end.
+
+        `privileged` asks for root, which the target's `sudo_policy` grants or not. With `check`, any exit status but 0
+        raises `CommandFailed`; a signal or a lost connection always raises. Raises `CommandMissing` where there is no
+        such program. Output beyond the target's bound ends the program: `OutputTooLarge`, or with `partial` what
+        there is.
+        """
+        ...
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+FileKind = Literal["file", "directory", "link", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file. `size` in bytes, `modified` in seconds since 1970, `mode` as in stat(2), owners by name or number."""
+
+    path: str
+    kind: FileKind
+    size: int
+    mode: int
+    modified: float
+    owner: str
+    group: str
+    link_target: str | None = None
+    links: int = 1
+
+
+class Files(Protocol):
+    """Reads below the target's allowed paths, links resolved on the target; what leads out is `PathOutside`."""
+
+    async def info(self, path: str) -> FileInfo: ...
+
+    async def list(self, path: str) -> Sequence[FileInfo]:
+        """What a directory holds, by name, at most 10,000 entries; links are not followed."""
+        ...
+
+    async def read(self, path: str, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of a regular file from `offset`; fewer only at its end. Devices and pipes are refused."""
+        ...
+
+
+# --- Facts -----------------------------------------------------------------------------------------------------------
+
+
+class Cpu(Result):
+    percent: float = Field(description="Busy, all cores, over the sample interval.")
+    cores: int
+    load: list[float] = Field(description="Load average over 1, 5 and 15 minutes.")
+
+
+class Memory(Result):
+    total: int = Field(description="Bytes.")
+    available: int
+    percent: float = Field(description="Used, in percent of total.")
+    swap_total: int = 0
+    swap_used: int = 0
+
+
+class Disk(Result):
+    mount: str
+    device: str
+    filesystem: str
+    total: int = Field(description="Bytes.")
+    free: int = Field(description="Bytes free for users.")
+    percent: float
+
+
+class SystemStatus(Result):
+    hostname: str
+    system: str = Field(description="Distribution and kernel.")
+    uptime: int = Field(description="Seconds.")
+    cpu: Cpu
+    memory: Memory
+    disks: list[Disk]
+
+
+class Process(Result):
+    pid: int
+    name: str
+    user: str
+    cpu: float = Field(description="Percent of one core over the sample interval.")
+    memory: float = Field(description="Resident, in percent of all memory.")
+    rss: int = Field(description="Resident bytes.")
+    state: str
+    command: str
+
+
+class Interface(Result):
+    name: str
+    up: bool
+    addresses: list[str] = Field(description="With prefix length.")
+    mac: str | None = None
+    mtu: int
+    speed: int | None = Field(default=None, description="Mbit/s where known.")
+
+
+class IoCounters(Result):
+    name: str
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    errors_in: int = 0
+    errors_out: int = 0
+    drops_in: int = 0
+    drops_out: int = 0
+
+
+class Connection(Result):
+    protocol: str
+    local: str = Field(description="address:port")
+    remote: str | None = None
+    state: str
+    pid: int | None = None
+    process: str | None = None
+
+
+class Facts(Protocol):
+    async def status(self) -> SystemStatus: ...
+
+    async def processes(self) -> Sequence[Process]:
+        """All processes; CPU from two samples taken some hundred milliseconds apart."""
+        ...
+
+    async def interfaces(self) -> Sequence[Interface]: ...
+
+    async def counters(self) -> Sequence[IoCounters]: ...
+
+    async def connections(self) -> Sequence[Connection]:
+        """TCP and UDP sockets; `pid` and `process` where the target's user may see them."""
+        ...
+
+
+# --- Network: the target's vantage -----------------------------------------------------------------------------------
+
+
+class Stream(Protocol):
+    """One TCP connection. `receive` raises `anyio.EndOfStream` at its end."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes: ...
+
+    async def send(self, item: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Network(Shell, Protocol):
+    """Connections that start at the target, beside its shell."""
+
+    async def connect(self, host: str, port: int, timeout: float) -> Stream:
+        """Open a TCP connection from the target. Raises `Unreachable`, `NameNotResolved` or `DeadlineExceeded`."""
+        ...
+
+    async def nameservers(self) -> Sequence[str]:
+        """Addresses of the target's resolvers."""
+        ...
+
+    async def echo(self, host: str, count: int) -> Sequence[float | None]:
+        """Unprivileged ICMP echo from the target: milliseconds per probe, None for a lost one; or `Unsupported`."""
+        ...
+
+
+# --- Docker ----------------------------------------------------------------------------------------------------------
+
+Json = dict[str, Any]
+
+
+class Docker(Protocol):
+    """The Docker Engine's API, as the SDK gives it: answers are the Engine's own JSON objects."""
+
+    async def version(self) -> Json: ...
+
+    async def containers(self, every: bool = True) -> Sequence[Json]: ...
+
+    async def inspect(self, name: str) -> Json: ...
+
+    async def act(self, action: Literal["start", "stop", "restart"], name: str) -> None: ...
+
+    async def logs(self, name: str, lines: int) -> str: ...
+
+    async def images(self) -> Sequence[Json]: ...
+
+    async def inspect_image(self, name: str) -> Json: ...
+
+    async def pull(self, image: str, tag: str) -> Json:
+        """Pull one image and answer its inspection."""
+        ...
+
+    async def networks(self) -> Sequence[Json]: ...
+
+    async def create(self, name: str, body: Mapping[str, Any]) -> str:
+        """Create a container from the body of `POST /containers/create`; answers its id."""
+        ...
+
+    async def rename(self, name: str, new_name: str) -> None: ...
+
+    async def remove(self, name: str) -> None: ...
+
+    async def connect(self, network: str, name: str, endpoint: Mapping[str, Any]) -> None: ...
+
+    async def disconnect(self, network: str, name: str) -> None: ...
+
+
+# --- Http ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """`body` is cut at the target's output bound; `elapsed` in seconds."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    elapsed: float
+    truncated: bool = False
+
+
+class Http(Protocol):
+    async def request(self, method: str, path: str) -> HttpAnswer:
+        """One request to the target's own origin, with its credentials; redirects are not followed off that origin."""
+        ...
+
+    @property
+    def health_path(self) -> str: ...
+
+
+# --- Probe: every kind of target has it ------------------------------------------------------------------------------
+
+
+class Probe(Protocol):
+    async def probe(self) -> Mapping[str, str]:
+        """Reach the target with its credentials and say what answered, such as `{"engine": "26.1.5"}`."""
+        ...
+
+
+# --- Fleet: the gateway itself ---------------------------------------------------------------------------------------
+
+
+class Fleet(Protocol):
+    """What operations that need no target ask of the gateway; answers are already narrowed to the caller's rights."""
+
+    def targets(self, selector: str | None = None) -> Sequence[Json]: ...
+
+    def explain(self, tool: str, target: str, arguments: Mapping[str, Any]) -> Json: ...
+
+    def audit(self, **filters: Any) -> AsyncIterator[Json]: ...
+
+    def health(self) -> Json: ...

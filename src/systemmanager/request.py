@@ -1,0 +1,104 @@
+"""What the policy gate is asked and what it answers. Frozen values; load comes in the Request, never from a clock."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from systemmanager.operation import Access, Operation, Risk
+from systemmanager.target import Target
+
+PrincipalKind = Literal["operator", "token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. `scopes` are canonical; `targets` is a selector that narrows where they count (None: everywhere)."""
+
+    subject: str
+    kind: PrincipalKind
+    scopes: frozenset[str]
+    verified_by: str
+    targets: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What runs at the moment the gate is asked.
+
+    `recent`: the principal's calls within the last minute, per risk, this one not counted; `running`: calls in flight
+    or waiting for a slot on this target.
+    """
+
+    recent: Mapping[Risk, int] = field(default_factory=dict)
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One policy question: may this principal use this operation with these arguments on this target, now?
+
+    `arguments` are the validated ones, by name. `via` are the jump hosts on the way, outermost first. `selected` says
+    that the principal's own target selector holds this target; `root`, that the target is reached as root already.
+    `approved_by` names the person who said yes to exactly this call, if one did.
+    """
+
+    call_id: str
+    principal: Principal
+    operation: Operation
+    access: Access
+    arguments: Mapping[str, Any]
+    target: Target
+    via: tuple[Target, ...] = ()
+    selected: bool = True
+    load: Load = field(default_factory=Load)
+    root: bool = False
+    approved_by: str | None = None
+    dry_run: bool = False
+
+
+class Answer(StrEnum):
+    ALLOW = "allow"
+    ASK = "ask"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One rule's answer. `fix` is the smallest change that would turn a Deny or Ask into an Allow."""
+
+    rule: str
+    answer: Answer
+    reason: str
+    code: str = "denied"
+    fix: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The gate's word that one Request may run. Executors open for nothing else; only `policy/gate.py` makes one."""
+
+    call_id: str
+    target: Target
+    via: tuple[Target, ...]
+    access: Access
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """All verdicts of one Request, and the Permit when every one of them allows."""
+
+    verdicts: tuple[Verdict, ...]
+    permit: Permit | None
+
+    @property
+    def answer(self) -> Answer:
+        answers = {verdict.answer for verdict in self.verdicts}
+        return Answer.DENY if Answer.DENY in answers else Answer.ASK if Answer.ASK in answers else Answer.ALLOW
+
+    @property
+    def against(self) -> Verdict:
+        """The verdict that decided against the call."""
+        return next(verdict for verdict in self.verdicts if verdict.answer is self.answer)

@@ -1,0 +1,1 @@
+"""Who calls: a credential becomes a Principal here and nowhere else."""

@@ -1,0 +1,218 @@
+"""Targets as `targets.yaml` declares them: one frozen model per executor, all told apart by `executor`."""
+
+import ipaddress
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
+
+from systemmanager.params import AbsolutePath, Hostname, TcpPort, Whole
+from systemmanager.scopes import expand
+
+TargetId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+UserName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,63}$")]
+SudoPolicy = Literal["none", "limited", "full"]
+
+DEFAULT_PATHS = ("/var/log",)
+
+
+def _capability(name: str) -> str:
+    expand([name])
+    return name
+
+
+def _port_range(value: str) -> str:
+    first, _, last = value.partition("-")
+    if not (0 < int(first) <= int(last or first) <= 65535):
+        raise ValueError("must be a port or a range such as 8000-8999")
+    return value
+
+
+def _origin(value: str) -> str:
+    match = re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^\s?#]*)?", value)
+    if not match:
+        raise ValueError("must look like https://host[:port][/path], without credentials, query or fragment")
+    return value.rstrip("/")
+
+
+def _docker_host(value: str) -> str:
+    match = re.fullmatch(r"tcp://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", value)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise ValueError("must look like tcp://host:2376")
+    return value
+
+
+Capability = Annotated[str, AfterValidator(_capability)]
+PortRange = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?$"), AfterValidator(_port_range)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Constraints(_Model):
+    """A target's limits. A list that is given is the whole list: an empty one allows nothing."""
+
+    timeout: float | None = Field(default=None, gt=0, le=86_400, description="Longest call, in seconds.")
+    concurrency: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=10, description="Calls at a time.")
+    sudo_policy: SudoPolicy = Field(
+        default="none",
+        description="none: never sudo; limited: systemctl and the package manager; full: wherever root helps.",
+    )
+    paths: tuple[AbsolutePath, ...] = Field(default=DEFAULT_PATHS, description="Folders that file tools may read.")
+    units: tuple[str, ...] | None = Field(default=None, description="systemd units that may be changed (globs).")
+    hosts: tuple[str, ...] | None = Field(
+        default=None, description="What network diagnostics may reach: names, globs, addresses, CIDR."
+    )
+    ports: tuple[TcpPort | PortRange, ...] | None = Field(
+        default=None, description="Ports that network diagnostics may reach: 443 or '8000-8999'."
+    )
+    images: tuple[str, ...] | None = Field(default=None, description="Images that may be pulled or run (globs).")
+    max_output_bytes: Annotated[Whole, Field(ge=1024, le=64 * 1024 * 1024)] = Field(
+        default=1024 * 1024, description="Most bytes that are read of one command's or file's output."
+    )
+
+
+class Metadata(_Model):
+    tags: tuple[Word, ...] = ()
+    environment: Word | None = None
+    role: Word | None = None
+    description: str | None = None
+
+
+class _Target(_Model):
+    id: TargetId
+    type: Literal["local", "remote"] = "remote"
+    capabilities: tuple[Capability, ...] = Field(description="What this target offers; nothing else is done on it.")
+    constraints: Constraints = Constraints()
+    metadata: Metadata = Metadata()
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Canonical names of the capabilities."""
+        return expand(self.capabilities)
+
+
+class LocalConnection(_Model):
+    socket_path: AbsolutePath = Field(default="/var/run/docker.sock", description="The Docker Engine's socket.")
+
+
+class LocalTarget(_Target):
+    type: Literal["local"] = "local"
+    executor: Literal["local"]
+    connection: LocalConnection = LocalConnection()
+
+
+class SshConnection(_Model):
+    """How an SSH server is reached. Host keys are always verified: by `host_key`, else by `known_hosts`."""
+
+    host: Hostname
+    port: TcpPort = 22
+    username: UserName
+    key_path: str | None = Field(default=None, description="Private key: a path, or ${NAME} of a credential.")
+    passphrase: SecretStr | None = Field(default=None, description="Of the private key; ${NAME}.")
+    certificate_path: str | None = Field(default=None, description="OpenSSH user certificate for the key.")
+    agent: bool = Field(default=False, description="Use the keys of the agent at SSH_AUTH_SOCK.")
+    known_hosts: str | None = Field(default=None, description="Path; without it the gateway's own, then ~/.ssh's.")
+    host_key: str | None = Field(
+        default=None, description="Pin: SHA256:... fingerprint, or 'ssh-ed25519 AAAA...' public key."
+    )
+    jump: TargetId | None = Field(default=None, description="Id of the SSH target to go through.")
+    docker_socket: AbsolutePath = Field(default="/var/run/docker.sock", description="On the target.")
+
+
+class SshTarget(_Target):
+    executor: Literal["ssh"]
+    connection: SshConnection
+
+
+class DockerConnection(_Model):
+    """A Docker Engine by unix socket or by TCP with TLS; plain TCP only on purpose."""
+
+    socket_path: AbsolutePath | None = None
+    host: Annotated[str, AfterValidator(_docker_host)] | None = Field(default=None, description="tcp://host:2376")
+    tls_verify: bool = Field(default=True, description="false: plain TCP, for loopback only.")
+    cert_path: str | None = Field(default=None, description="Folder with ca.pem, cert.pem and key.pem.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.socket_path is None) == (self.host is None):
+            raise ValueError("needs exactly one of socket_path and host")
+        if self.host and self.tls_verify and not self.cert_path:
+            raise ValueError("host needs cert_path (ca.pem, cert.pem, key.pem), or tls_verify: false on loopback")
+        if self.host and not self.tls_verify and not _is_loopback(self.host):
+            raise ValueError("tls_verify: false is accepted for a loopback address only: that API is root's")
+        return self
+
+
+def _is_loopback(url: str) -> bool:
+    host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class DockerTarget(_Target):
+    executor: Literal["docker"]
+    connection: DockerConnection
+
+
+class BearerAuth(_Model):
+    type: Literal["bearer"]
+    token: SecretStr
+
+
+class BasicAuth(_Model):
+    type: Literal["basic"]
+    username: str
+    password: SecretStr
+
+
+class HeaderAuth(_Model):
+    type: Literal["header"]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
+    value: SecretStr
+
+
+HttpAuth = Annotated[BearerAuth | BasicAuth | HeaderAuth, Field(discriminator="type")]
+
+
+class HttpConnection(_Model):
+    base_url: Annotated[str, AfterValidator(_origin)]
+    auth: HttpAuth | None = None
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s?#]*$")] = "/"
+    tls_verify: bool = True
+    cert_path: str | None = Field(default=None, description="CA certificates (PEM) to trust for this target.")
+
+
+class HttpTarget(_Target):
+    executor: Literal["http"]
+    connection: HttpConnection
+
+
+Target = Annotated[LocalTarget | SshTarget | DockerTarget | HttpTarget, Field(discriminator="executor")]
+
+EXECUTOR_PORTS: dict[str, frozenset[str]] = {
+    "local": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Probe"}),
+    "ssh": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Probe"}),
+    "docker": frozenset({"Docker", "Probe"}),
+    "http": frozenset({"Http", "Probe"}),
+}
+"""Which ports each kind of target has; the table of DESIGN section 4."""
+
+
+class Document(_Model):
+    """A whole `targets.yaml`."""
+
+    version: Literal["1.0"]
+    targets: dict[TargetId, Target]

@@ -1,0 +1,181 @@
+"""What a person sees on a terminal: tables, the first screen of `make run`, questions before critical calls."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from systemmanager.operation import Operation
+from systemmanager.registry import Registry
+from systemmanager.request import Request
+from systemmanager.shaping import Reply
+
+RISK_STYLE = {"low": "green", "moderate": "yellow", "high": "dark_orange", "critical": "red"}
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def targets_table(registry: Registry) -> Table:
+    """A registry as `systemmanager check` shows it."""
+    table = _table("target", "kind", "address", "capabilities", "tags", "state")
+    for id, target in registry.targets.items():
+        labels = [
+            *target.metadata.tags,
+            *(word for word in (target.metadata.environment, target.metadata.role) if word),
+        ]
+        state = "[red]not usable[/red]" if id in registry.faults else "[green]ok[/green]"
+        table.add_row(
+            id, target.executor, escape(_address(target)), " ".join(sorted(target.offers)), " ".join(labels), state
+        )
+    return table
+
+
+def _address(target: Any) -> str:
+    connection = target.connection
+    if target.executor == "ssh":
+        return f"{connection.username}@{connection.host}:{connection.port}"
+    if target.executor == "docker":
+        return str(connection.socket_path or connection.host)
+    return str(connection.base_url) if target.executor == "http" else "this machine"
+
+
+def tools_table(operations: Iterable[Operation]) -> Table:
+    """All tools with what they need."""
+    table = _table("tool", "risk", "scope", "what it does")
+    for operation in operations:
+        risk = operation.access.risk
+        needs = f"[{RISK_STYLE[risk]}]{risk}[/]" + (" + approval" if operation.access.approval else "")
+        table.add_row(
+            operation.name, needs, " or ".join(operation.access.scopes) or "-", operation.description.split("\n")[0]
+        )
+    return table
+
+
+def announce(console: Console, url: str, token: str, scopes: str) -> None:
+    """The first screen: where the gateway is, a token, and what to paste into an MCP client."""
+    client = {"type": "http", "url": url, "headers": {"Authorization": f"Bearer {token}"}}
+    console.print(f"\n[bold green]SystemManager is ready[/bold green] at [bold]{url}[/bold]\n")
+    console.print(f"Token ({scopes}):\n{token}\n", soft_wrap=True)
+    console.print("Paste into your MCP client:")
+    block = json.dumps({"mcpServers": {"systemmanager": client}}, indent=2)
+    console.print(block, soft_wrap=True, markup=False)
+    console.print("\n[dim]Then ask: how is this machine? Ctrl-C stops the gateway.[/dim]\n")
+
+
+def print_reply(console: Console, reply: Reply) -> None:
+    """An answer for a person: one block per target, lists as tables."""
+    if reply.error is not None:
+        _print_error(console, "", reply.error)
+        return
+    for result in reply.results:
+        if len(reply.results) > 1:
+            console.print(f"[bold]{escape(result.target)}[/bold]")
+        if result.error is not None:
+            _print_error(console, result.target, result.error)
+        else:
+            _print_data(console, result.data or {})
+
+
+def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> None:
+    where = f"{target}: " if target else ""
+    console.print(f"[red]{error['code']}[/red]  {escape(where + str(error['message']))}")
+    if hint := error.get("hint"):
+        console.print(f"[dim]{escape(str(hint))}[/dim]")
+    if stderr := (error.get("details") or {}).get("stderr"):
+        console.print(escape(str(stderr)), style="dim")
+
+
+def _print_data(console: Console, data: Mapping[str, Any]) -> None:
+    plain = {key: value for key, value in data.items() if not isinstance(value, list | dict)}
+    if plain:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for key, value in plain.items():
+            table.add_row(f"[bold]{escape(key)}[/bold]", escape(_cell(value, key)))
+        console.print(table)
+    for key, value in data.items():
+        if isinstance(value, dict):
+            console.print(f"[bold]{escape(key)}[/bold]")
+            _print_data(console, value)
+        elif isinstance(value, list):
+            _print_list(console, key, value)
+    console.print()
+
+
+def _print_list(console: Console, key: str, rows: Sequence[Any]) -> None:
+    if not rows or not isinstance(rows[0], dict):
+        console.print(f"[bold]{escape(key)}[/bold] {escape(', '.join(_cell(row, key) for row in rows) or '-')}")
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*(escape(_cell(row.get(name, ""), name)) for name in columns))
+    console.print(table)
+
+
+def _cell(value: Any, key: str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_cell(item, key) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_cell(item, name)}" for name, item in value.items())
+    if isinstance(value, int) and key in _BYTES:
+        return human_bytes(value)
+    return str(value)
+
+
+_BYTES = {"total", "free", "available", "rss", "size", "swap_total", "swap_used", "bytes_sent", "bytes_received"}
+
+
+def human_bytes(count: int) -> str:
+    """1536 as `1.5 KiB`; small numbers stay as they are."""
+    if count < 1024:
+        return str(count)
+    power = min((count.bit_length() - 1) // 10, 5)
+    return f"{count / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
+
+
+def print_question(console: Console, requests: Sequence[Request]) -> None:
+    """What a person is asked to approve: all of it, nothing cut."""
+    first = requests[0]
+    risk = first.access.risk
+    console.print(f"\n[{RISK_STYLE[risk]}]{risk}[/]  [bold]{first.operation.name}[/bold]")
+    console.print(escape(f"  arguments  {json.dumps(dict(first.arguments), default=str)}"), soft_wrap=True)
+    console.print(escape(f"  targets    {', '.join(request.target.id for request in requests)}"), soft_wrap=True)
+
+
+def print_explanation(console: Console, reply: Reply) -> None:
+    """Every rule's verdict, and what would allow the call."""
+    data = reply.results[0].data if reply.results and reply.results[0].data else None
+    if data is None:
+        print_reply(console, reply)
+        return
+    for result in data["results"]:
+        console.print(
+            f"[bold]{escape(data['tool'])}[/bold] on [bold]{escape(result['target'])}[/bold]: {result['answer']}"
+        )
+        table = _table("rule", "verdict", "why")
+        for verdict in result["verdicts"]:
+            style = {"allow": "green", "ask": "yellow"}.get(verdict["answer"], "red")
+            table.add_row(verdict["rule"], f"[{style}]{verdict['answer']}[/]", escape(verdict["reason"]))
+        console.print(table)
+        for grant in result.get("grant", ()):
+            console.print(f"It would need {escape(grant)}.")
+
+
+def audit_table(records: Iterable[Mapping[str, Any]]) -> Table:
+    table = _table("time", "phase", "subject", "tool", "target", "code", "ms", "arguments")
+    for record in records:
+        arguments = json.dumps(record.get("arguments", {}), ensure_ascii=False)
+        cells = [record.get(name, "") for name in ("time", "phase", "subject", "tool", "target", "code", "elapsed_ms")]
+        table.add_row(*(escape(str(cell)) for cell in cells), escape("" if arguments == "{}" else arguments))
+    return table

@@ -1,0 +1,115 @@
+"""Pieces that many tests build with: targets, principals, a gateway over fake or real ports."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+import systemmanager.operations  # noqa: F401
+from systemmanager.audit.log import AuditLog, read_backwards
+from systemmanager.executors import Executors, Surroundings
+from systemmanager.executors.bounded import finished
+from systemmanager.gateway import Gateway
+from systemmanager.ports import Output
+from systemmanager.registry import Registry
+from systemmanager.request import Permit, Principal
+from systemmanager.scopes import expand
+from systemmanager.target import Target
+
+T = TypeVar("T")
+
+OPERATOR = Principal("local:0", "operator", expand(["admin"]), "process")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    return asyncio.run(work)
+
+
+def principal(*scopes: str, subject: str = "tester", targets: str | None = None) -> Principal:
+    return Principal(subject, "token", expand(scopes), "test", targets)
+
+
+def target(id: str = "web-01", executor: str = "local", **fields: Any) -> Target:
+    """A target as targets.yaml would give it; everything is offered unless said otherwise."""
+    connections: dict[str, Any] = {
+        "ssh": {"host": "127.0.0.2", "username": "root"},
+        "docker": {"socket_path": "/var/run/docker.sock"},
+        "http": {"base_url": "http://127.0.0.1"},
+    }
+    body = {"id": id, "executor": executor, "capabilities": ["admin"], **fields}
+    if executor in connections:
+        body.setdefault("connection", connections[executor])
+    made: Target = TypeAdapter(Target).validate_python(body)
+    return made
+
+
+def registry(*targets: Target, **fields: Any) -> Registry:
+    return Registry({one.id: one for one in targets}, **fields)
+
+
+@asynccontextmanager
+async def real_gateway(tmp_path: Path, *targets: Target, **fields: Any) -> AsyncIterator[Gateway]:
+    """A gateway over the real executors, with its state below `tmp_path`."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    surroundings = Surroundings(runtime, (), protected=(tmp_path / "protected",))
+    audit = AuditLog(tmp_path / "audit.jsonl")
+    try:
+        async with Executors(surroundings) as executors:
+            yield Gateway(registry(*targets), executors.open, audit, **fields)
+    finally:
+        audit.close()
+
+
+def call(tmp_path: Path, tool: str, arguments: Mapping[str, Any], *targets: Target, **fields: Any) -> dict[str, Any]:
+    """One call as the operator on a fresh gateway; an approval is given. Answers the Reply as a dict."""
+
+    async def approve(requests: Sequence[Any]) -> str:
+        return "the test"
+
+    async def work() -> dict[str, Any]:
+        async with real_gateway(tmp_path, *targets, **fields) as gateway:
+            return (await gateway.call(OPERATOR, tool, arguments, approve=approve)).as_dict()
+
+    return run(work())
+
+
+def records(tmp_path: Path) -> list[dict[str, Any]]:
+    """The audit log of a gateway made by `real_gateway` or `fake_gateway`, oldest first."""
+    return list(reversed(list(read_backwards(tmp_path / "audit.jsonl"))))
+
+
+@dataclass
+class FakeShell:
+    """A Shell (and Network) whose commands answer from a script; an unexpected command fails the test."""
+
+    replies: list[dict[str, Any]]
+    seen: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def run(
+        self, *argv: str, privileged: bool = False, check: bool = True, partial: bool = False, stdin: str = ""
+    ) -> Output:
+        self.seen.append(argv)
+        for index, reply in enumerate(self.replies):
+            if reply["argv"] == list(argv):
+                del self.replies[index]
+                output = Output(argv, reply.get("status", 0), reply.get("stdout", ""), reply.get("stderr", ""))
+                return finished(output, check=check, partial=partial, limit=1024)
+        raise AssertionError(
+            f"unexpected command {argv!r}; expected one of {[reply['argv'] for reply in self.replies]}"
+        )
+
+
+def fake_gateway(tmp_path: Path, port: Callable[[Permit, str], Any], *targets: Target, **fields: Any) -> Gateway:
+    """A gateway whose ports come from `port(permit, name)`."""
+
+    @asynccontextmanager
+    async def open(permit: Permit, name: str) -> AsyncIterator[Any]:
+        yield port(permit, name)
+
+    return Gateway(registry(*targets), open, AuditLog(tmp_path / "audit.jsonl"), **fields)

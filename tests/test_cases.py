@@ -1,0 +1,49 @@
+"""Golden cases: what an operation makes of what a target says, as data in `cases/<operation>/<case>.yaml`.
+
+A case holds `arguments`, `replies` (argv, stdout, stderr, status of each command that the operation may run) and either
+`data`, the answer's fields that must be so, or `error`, the code.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from systemmanager.errors import GatewayError
+from systemmanager.operation import CATALOGUE
+from tests.support import FakeShell, run
+
+CASES = sorted((Path(__file__).parent / "cases").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_golden_case(path: Path) -> None:
+    case = yaml.safe_load(path.read_text())
+    operation = CATALOGUE[path.parent.name]
+    arguments = operation.arguments.model_validate(case.get("arguments", {}))
+    values = {name: getattr(arguments, name) for name in type(arguments).model_fields}
+    shell = FakeShell(list(case["replies"]))
+    if "error" in case:
+        with pytest.raises(GatewayError) as caught:
+            run(operation.function(shell, **values))  # type: ignore[arg-type]
+        assert caught.value.code == case["error"]
+        return
+    answer = run(operation.function(shell, **values))  # type: ignore[arg-type]
+    assert shell.replies == [], "commands that were expected but not run"
+    assert_holds(answer.model_dump(mode="json", exclude_none=True), case["data"])
+
+
+def assert_holds(found: Any, wanted: Any) -> None:
+    """Every field that `wanted` names is in `found` with that value; lists are compared whole."""
+    if isinstance(wanted, dict):
+        assert isinstance(found, dict), f"{found!r} is no object"
+        for name, value in wanted.items():
+            assert name in found, f"no {name!r} in {sorted(found)}"
+            assert_holds(found[name], value)
+    elif isinstance(wanted, list):
+        assert isinstance(found, list) and len(found) == len(wanted), f"{found!r} is not {wanted!r}"
+        for one, expected in zip(found, wanted, strict=True):
+            assert_holds(one, expected)
+    else:
+        assert found == wanted
