@@ -14,6 +14,7 @@ from systemmanager.audit.log import AuditLog, read_backwards
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished
 from systemmanager.gateway import Gateway
+from systemmanager.journal import Journal
 from systemmanager.ports import Output
 from systemmanager.registry import Registry
 from systemmanager.request import Permit, Principal
@@ -61,7 +62,7 @@ async def real_gateway(tmp_path: Path, *targets: Target, **fields: Any) -> Async
     audit = AuditLog(tmp_path / "audit.jsonl")
     try:
         async with Executors(surroundings) as executors:
-            yield Gateway(registry(*targets), executors.open, audit, **fields)
+            yield Gateway(registry(*targets), executors.open, Journal(audit), **fields)
     finally:
         audit.close()
 
@@ -112,4 +113,4 @@ def fake_gateway(tmp_path: Path, port: Callable[[Permit, str], Any], *targets: T
     async def open(permit: Permit, name: str) -> AsyncIterator[Any]:
         yield port(permit, name)
 
-    return Gateway(registry(*targets), open, AuditLog(tmp_path / "audit.jsonl"), **fields)
+    return Gateway(registry(*targets), open, Journal(AuditLog(tmp_path / "audit.jsonl")), **fields)

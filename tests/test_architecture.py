@@ -19,10 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "audit": VOCABULARY | {"audit"},
 }
 HOMES = {
-    "asyncssh": "executors", "docker": "executors", "httpx": "executors", "psutil": "executors", "subprocess": "executors",
-    "fastmcp": "server", "mcp": "server", "mcp_types": "server", "starlette": "server", "authlib": "server", "joserfc": "server",
-    "uvicorn": "server",
-}  # fmt: skip
+    **dict.fromkeys(("asyncssh", "docker", "httpx", "psutil", "subprocess"), "executors"),
+    **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "authlib", "joserfc", "uvicorn"), "server"),
+}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -29,7 +29,7 @@ def test_golden_case(path: Path) -> None:
             run(operation.function(shell, **values))  # type: ignore[arg-type]
         assert caught.value.code == case["error"]
         return
-    answer = run(operation.function(shell, **values))  # type: ignore[arg-type]
+    answer: Any = run(operation.function(shell, **values))  # type: ignore[arg-type]
     assert shell.replies == [], "commands that were expected but not run"
     assert_holds(answer.model_dump(mode="json", exclude_none=True), case["data"])
 

@@ -101,7 +101,7 @@ class FleetView:
         return {"tool": tool, "principal": self._principal.subject, "results": rows}
 
     def audit(self, **filters: Any) -> Iterator[Json]:
-        return query(self._gateway.audit.path, **filters)
+        return query(self._gateway.journal.log.path, **filters)
 
     def health(self) -> Json:
         gateway = self._gateway

@@ -15,12 +15,9 @@ from typing import Any
 import structlog
 
 from systemmanager import shaping
-from systemmanager.arguments import Shared, validate
-from systemmanager.audit.log import AuditLog
-from systemmanager.audit.record import Phase, Record
+from systemmanager.arguments import validate
 from systemmanager.errors import (
     ApprovalRequired,
-    AuditUnavailable,
     CallError,
     DeadlineExceeded,
     Denied,
@@ -33,6 +30,7 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
+from systemmanager.journal import Call, Journal
 from systemmanager.operation import CATALOGUE, Operation, Risk
 from systemmanager.policy.gate import decide
 from systemmanager.redaction import Redactor
@@ -57,31 +55,6 @@ class _Slots:
     running: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What belongs to one call while it runs; a reload does not change it."""
-
-    id: str
-    principal: Principal
-    operation: Operation
-    arguments: dict[str, Any]
-    shared: Shared
-    registry: Registry
-    redactor: Redactor
-    started: float
-    audited: dict[str, Any]
-
-    @property
-    def on_gateway(self) -> bool:
-        """Whether the gateway answers about itself."""
-        operation = self.operation
-        return operation.selection == "none" or (operation.without_targets is not None and self.shared.targets is None)
-
-    @property
-    def elapsed_ms(self) -> int:
-        return round((time.perf_counter() - self.started) * 1000)
-
-
 @dataclass
 class Gateway:
     """The control plane: everything that a call goes through. A Gateway belongs to one event loop.
@@ -92,7 +65,7 @@ class Gateway:
 
     registry: Registry
     open: Opener
-    audit: AuditLog
+    journal: Journal
     root: bool = False
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
@@ -102,6 +75,7 @@ class Gateway:
         self._global = asyncio.Semaphore(GLOBAL_SLOTS)
         self._recent: dict[tuple[str, Risk], deque[float]] = {}
         self._redactor = Redactor(self.registry.secrets)
+        self.journal.degraded = self.degraded
         self.last_status: dict[str, dict[str, Any]] = {}
 
     def replace_registry(self, registry: Registry) -> None:
@@ -140,7 +114,7 @@ class Gateway:
 
     async def _begin(
         self, call_id: str, principal: Principal, tool: str, raw: Mapping[str, Any], started: float
-    ) -> _Call:
+    ) -> Call:
         redactor, registry = self._redactor, self.registry
         audited = shaping.clip(redactor.value(dict(raw)))
         try:
@@ -149,9 +123,9 @@ class Gateway:
                 raise UnknownTool(f"there is no tool {tool[:100]!r}", hint=did_you_mean(tool[:100], CATALOGUE))
             arguments, shared = validate(operation, raw)
         except CallError as error:
-            await self._refuse(call_id, principal, tool[:100], audited, error)
+            await self.journal.refused(call_id, principal, tool[:100], audited, error)
             raise
-        return _Call(call_id, principal, operation, arguments, shared, registry, redactor, started, audited)
+        return Call(call_id, principal, operation, arguments, shared, registry, redactor, started, audited)
 
     def chosen(self, operation: Operation, expressions: Sequence[str] | None) -> list[Target]:
         """The targets that a call means. Raises `UnknownTarget`."""
@@ -159,18 +133,18 @@ class Gateway:
             return [gateway_target()]
         return self.registry.select(expressions or ("local",))
 
-    async def _run(self, call: _Call, progress: Progress | None, approve: Approve | None) -> Reply:
+    async def _run(self, call: Call, progress: Progress | None, approve: Approve | None) -> Reply:
         try:
             targets = self.chosen(call.operation, call.shared.targets)
         except CallError as error:
-            await self._refuse(call.id, call.principal, call.operation.name, call.audited, error)
+            await self.journal.refused(call.id, call.principal, call.operation.name, call.audited, error)
             raise
         requests = [self._request(call, target) for target in targets]
         self._count(call.principal, requests[0].access.risk)
         decisions = [decide(request) for request in requests]
         if approve is not None and not call.shared.dry_run:
             requests, decisions = await _ask(requests, decisions, approve)
-        await self._audit_decisions(call, requests, decisions)
+        await self.journal.decided(call, requests, decisions)
         if call.shared.dry_run:
             results = [_preview(call, *pair) for pair in zip(requests, decisions, strict=True)]
             return Reply(call.id, call.operation.name, results)
@@ -184,7 +158,7 @@ class Gateway:
         """What the gate would say now; for explanations, nothing is counted."""
         return decide(self._question("explain", principal, operation, arguments, target, self.registry))
 
-    def _request(self, call: _Call, target: Target) -> Request:
+    def _request(self, call: Call, target: Target) -> Request:
         question = self._question(call.id, call.principal, call.operation, call.arguments, target, call.registry)
         return replace(question, dry_run=True) if call.shared.dry_run else question
 
@@ -227,79 +201,10 @@ class Gateway:
             self._recent = {kept: times for kept, times in self._recent.items() if times and times[-1] > now - 60}
         self._recent.setdefault(key, deque(maxlen=1000)).append(now)
 
-    # --- 4: audit -----------------------------------------------------------------------------------------------------
-
-    async def _audit_decisions(self, call: _Call, requests: list[Request], decisions: list[Decision]) -> None:
-        """The intents, and what was refused, before any effect; without audit only low-risk reads go on."""
-        access = requests[0].access
-        records = [self._decided(call, *pair) for pair in zip(requests, decisions, strict=True)]
-        try:
-            await self.audit.append(records, durable=access.mutates or access.risk in (Risk.HIGH, Risk.CRITICAL))
-        except OSError as error:
-            self._audit_failed(error)
-            if access.mutates or access.risk is not Risk.LOW:
-                raise AuditUnavailable(f"the audit log can't be written ({self.audit.error})") from error
-        else:
-            self.degraded.pop("audit", None)
-
-    def _decided(self, call: _Call, request: Request, decision: Decision) -> Record:
-        if decision.permit is not None:
-            return self._record(call, request, "intent", arguments=call.audited)
-        against = decision.against
-        return self._record(call, request, "refused", arguments=call.audited, code=against.code, reason=against.reason)
-
-    def _record(self, call: _Call, request: Request, phase: Phase, **fields: Any) -> Record:
-        return Record(
-            phase,
-            call.id,
-            call.operation.name,
-            call.principal.subject,
-            call.principal.kind,
-            request.target.id,
-            risk=request.access.risk,
-            approved_by=request.approved_by,
-            dry_run=request.dry_run,
-            registry=call.registry.version,
-            time=self.clock(),
-            **fields,
-        )
-
-    async def _refuse(
-        self, call_id: str, principal: Principal, tool: str, arguments: dict[str, Any], error: CallError
-    ) -> None:
-        record = Record(
-            "refused",
-            call_id,
-            tool,
-            principal.subject,
-            principal.kind,
-            arguments=arguments,
-            code=error.code,
-            reason=self._redactor.text(error.message)[:300],
-            registry=self.registry.version,
-            time=self.clock(),
-        )
-        try:
-            await self.audit.append([record], durable=False)
-        except OSError as failure:
-            self._audit_failed(failure)
-
-    async def _audit_outcome(self, call: _Call, request: Request, result: TargetReply) -> None:
-        code, reason = (result.error["code"], result.error["message"][:300]) if result.error else ("ok", None)
-        record = self._record(call, request, "outcome", code=code, reason=reason, elapsed_ms=result.elapsed_ms)
-        try:
-            await self.audit.append([record], durable=request.access.mutates)
-        except OSError as error:
-            self._audit_failed(error)
-
-    def _audit_failed(self, error: OSError) -> None:
-        self.degraded["audit"] = f"the audit log can't be written: {self.audit.error}"
-        log.error("the audit log can't be written", error=str(error))
-
     # --- 5, 6, 7, 8: deadline, slots, port, operation, redaction ------------------------------------------------------
 
     async def _fan_out(
-        self, call: _Call, requests: list[Request], decisions: list[Decision], progress: Progress | None
+        self, call: Call, requests: list[Request], decisions: list[Decision], progress: Progress | None
     ) -> list[TargetReply]:
         if len(requests) == 1:
             return [await self._on_target(call, requests[0], decisions[0])]
@@ -317,7 +222,7 @@ class Gateway:
             tasks = [group.create_task(one(*pair)) for pair in zip(requests, decisions, strict=True)]
         return [task.result() for task in tasks]
 
-    async def _on_target(self, call: _Call, request: Request, decision: Decision) -> TargetReply:
+    async def _on_target(self, call: Call, request: Request, decision: Decision) -> TargetReply:
         result = TargetReply(request.target.id, untrusted=call.operation.untrusted)
         if decision.permit is None:
             result.error = _refusal(decision).as_dict()
@@ -337,11 +242,11 @@ class Gateway:
         finally:
             slots.running -= 1
             result.elapsed_ms = call.elapsed_ms
-            await self._audit_outcome(call, request, result)
+            await self.journal.outcome(call, request, result)
         self._remember(call, result)
         return result
 
-    async def _within_deadline(self, call: _Call, permit: Permit, slots: _Slots) -> dict[str, Any]:
+    async def _within_deadline(self, call: Call, permit: Permit, slots: _Slots) -> dict[str, Any]:
         own = call.on_gateway
         if not own:
             _check_reachable(call, permit.target)
@@ -365,14 +270,14 @@ class Gateway:
             slots = self._slots[target.id] = _Slots(asyncio.Semaphore(size), size)
         return slots
 
-    def _remember(self, call: _Call, result: TargetReply) -> None:
+    def _remember(self, call: Call, result: TargetReply) -> None:
         """Each target's last status, for the resources."""
         if call.operation.name in ("get_system_status", "health_check"):
             seen = {"at": int(self.clock()), "tool": call.operation.name}
             self.last_status[result.target] = seen | result.as_dict()
 
 
-def _check_reachable(call: _Call, target: Target) -> None:
+def _check_reachable(call: Call, target: Target) -> None:
     if fault := call.registry.faults.get(target.id):
         raise NotConfigured(fault, hint="Set it and reload the gateway (SIGHUP).")
     if call.operation.port not in EXECUTOR_PORTS[target.executor]:
@@ -398,7 +303,7 @@ async def _ask(
     return asked, [decide(request) for request in asked]
 
 
-def _preview(call: _Call, request: Request, decision: Decision) -> TargetReply:
+def _preview(call: Call, request: Request, decision: Decision) -> TargetReply:
     """A dry run's answer: the decision; nothing runs."""
     data: dict[str, Any] = {"dry_run": True, "decision": decision.answer.value}
     if decision.permit is None:

@@ -112,18 +112,22 @@ def demand(
     return Access(_names(scope), _names(capability), risk, needs_approval, privileged)
 
 
-def _arguments_model(function: Callable[..., Any], hints: dict[str, Any]) -> tuple[str, type[BaseModel]]:
+def _signature(function: Callable[..., Any]) -> tuple[str, type[BaseModel], type[BaseModel]]:
+    """Port, arguments model and result model, as the function's signature says."""
+    if not function.__doc__:
+        raise TypeError(f"{function.__name__}: an operation needs a docstring, it is what the model reads")
+    hints = get_type_hints(function, include_extras=True)
     (first, *rest) = inspect.signature(function).parameters.values()
+    port = hints[first.name].__name__
+    if port not in _PORTS:
+        raise TypeError(f"{function.__name__}: the first parameter must be a port, not {port}")
     fields: dict[str, Any] = {
-        parameter.name: (
-            hints[parameter.name],
-            ... if parameter.default is parameter.empty else parameter.default,
-        )
+        parameter.name: (hints[parameter.name], ... if parameter.default is parameter.empty else parameter.default)
         for parameter in rest
     }
     config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
     model: type[BaseModel] = create_model(f"{function.__name__}_arguments", __config__=config, **fields)
-    return hints[first.name].__name__, model
+    return port, model, hints["return"]
 
 
 def operation(
@@ -149,22 +153,19 @@ def operation(
     from a target.
     """
 
+    access = demand(scope, capability, risk, approval=approval, privileged=privileged)
+
     def declare(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        hints = get_type_hints(function, include_extras=True)
-        port, arguments = _arguments_model(function, hints)
-        if port not in _PORTS:
-            raise TypeError(f"{function.__name__}: the first parameter must be a port, not {port}")
-        if not function.__doc__:
-            raise TypeError(f"{function.__name__}: an operation needs a docstring, it is what the model reads")
+        port, arguments, result = _signature(function)
         CATALOGUE[function.__name__] = Operation(
             name=function.__name__,
             area=function.__module__.rpartition(".")[2],
-            description=inspect.cleandoc(function.__doc__),
+            description=inspect.cleandoc(function.__doc__ or ""),
             function=function,
             port=port,
             arguments=arguments,
-            result=hints["return"],
-            access=demand(scope, capability, risk, approval=approval, privileged=privileged),
+            result=result,
+            access=access,
             timeout=timeout,
             selection="none" if port == "Fleet" else selection,
             by=by,

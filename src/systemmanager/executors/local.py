@@ -14,7 +14,7 @@ from systemmanager.executors import Surroundings, unsupported
 from systemmanager.executors.bounded import Collected, command_missing, find_program, finished, with_privilege
 from systemmanager.ports import Output
 from systemmanager.request import Permit
-from systemmanager.target import Target
+from systemmanager.target import LocalTarget, Target
 
 GRACE = 0.5
 """Seconds that a finished command's children may hold its pipes, and that a killed group gets before SIGKILL."""
@@ -112,6 +112,19 @@ class LocalExecutor:
                 from systemmanager.executors.local_facts import LocalFacts
 
                 return LocalFacts()
+            case "Files":
+                from systemmanager.executors.local_files import LocalFiles
+
+                return LocalFiles(permit, self._surroundings.protected)
+            case "Network":
+                from systemmanager.executors.local_network import LocalNetwork
+
+                return LocalNetwork(permit)
+            case "Docker":
+                from systemmanager.executors.docker import engine_at
+
+                assert isinstance(permit.target, LocalTarget)
+                return await engine_at(f"unix://{permit.target.connection.socket_path}", permit, stack)
             case "Probe":
                 return LocalProbe()
             case _:

@@ -2,7 +2,18 @@
 
 from importlib import import_module
 
-AREAS = ("system",)
+AREAS = (
+    "fleet",
+    "system",
+    "network",
+    "diagnostics",
+    "containers",
+    "images",
+    "files",
+    "services",
+    "packages",
+    "security",
+)
 
 for _area in AREAS:
     import_module(f"systemmanager.operations.{_area}")

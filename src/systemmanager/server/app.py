@@ -15,10 +15,10 @@ from fastmcp.server.dependencies import get_access_token
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import __version__, registry
 from systemmanager.audit.log import AuditLog
-from systemmanager.audit.record import Record
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.gateway import Gateway
+from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Principal
 from systemmanager.scopes import SCOPES
@@ -76,14 +76,7 @@ class Running:
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
         log.info("targets.yaml reloaded", source=newer.source, version=newer.version, **changes)
-        await self._event("reload", {**changes, "version": newer.version})
-
-    async def _event(self, name: str, details: dict[str, object]) -> None:
-        record = Record("event", "", name, "gateway", arguments=details, time=self.gateway.clock())
-        try:
-            await self.gateway.audit.append([record], durable=True)
-        except OSError as error:
-            log.error("the audit log can't be written", error=str(error))
+        await self.gateway.journal.event("reload", {**changes, "version": newer.version})
 
     def reload_on_hangup(self) -> None:
         """SIGHUP reloads. To be called inside the event loop."""
@@ -114,7 +107,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     surroundings = Surroundings(state.runtime, (state.known_hosts, *KNOWN_HOSTS), protected=(state.folder,))
     try:
         async with Executors(surroundings) as executors:
-            gateway = Gateway(targets, executors.open, audit, root=os.geteuid() == 0)
+            gateway = Gateway(targets, executors.open, Journal(audit), root=os.geteuid() == 0)
             yield Running(gateway, executors, settings, state)
     finally:
         audit.close()

@@ -1,0 +1,1 @@
+"""Files of the gateway's own machine."""

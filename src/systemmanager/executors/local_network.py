@@ -1,0 +1,1 @@
+"""Connections from the gateway's own machine."""

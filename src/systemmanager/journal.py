@@ -1,0 +1,120 @@
+"""What the audit log is told about a call, and what it means when it can't be told."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from systemmanager.arguments import Shared
+from systemmanager.audit.log import AuditLog
+from systemmanager.audit.record import Phase, Record
+from systemmanager.errors import AuditUnavailable, CallError
+from systemmanager.operation import Operation, Risk
+from systemmanager.redaction import Redactor
+from systemmanager.registry import Registry
+from systemmanager.request import Decision, Principal, Request
+from systemmanager.shaping import TargetReply
+
+log = structlog.get_logger("systemmanager")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What belongs to one call while it runs; a reload does not change it."""
+
+    id: str
+    principal: Principal
+    operation: Operation
+    arguments: dict[str, Any]
+    shared: Shared
+    registry: Registry
+    redactor: Redactor
+    started: float
+    audited: dict[str, Any]
+
+    @property
+    def on_gateway(self) -> bool:
+        """Whether the gateway answers about itself."""
+        operation = self.operation
+        return operation.selection == "none" or (operation.without_targets is not None and self.shared.targets is None)
+
+    @property
+    def elapsed_ms(self) -> int:
+        return round((time.perf_counter() - self.started) * 1000)
+
+
+@dataclass
+class Journal:
+    """Writes the Records of calls. Low-risk reads go on without it; nothing else does."""
+
+    log: AuditLog
+    clock: Callable[[], float] = time.time
+    degraded: dict[str, str] = field(default_factory=dict)
+
+    async def decided(self, call: Call, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
+        """The intents, and what was refused, before any effect. Raises `AuditUnavailable`."""
+        access = requests[0].access
+        records = [self._decision(call, *pair) for pair in zip(requests, decisions, strict=True)]
+        try:
+            await self.log.append(records, durable=access.mutates or access.risk in (Risk.HIGH, Risk.CRITICAL))
+        except OSError as error:
+            self._failed(error)
+            if access.mutates or access.risk is not Risk.LOW:
+                raise AuditUnavailable(f"the audit log can't be written ({self.log.error})") from error
+        else:
+            self.degraded.pop("audit", None)
+
+    def _decision(self, call: Call, request: Request, decision: Decision) -> Record:
+        if decision.permit is not None:
+            return self._record(call, request, "intent", arguments=call.audited)
+        against = decision.against
+        return self._record(call, request, "refused", arguments=call.audited, code=against.code, reason=against.reason)
+
+    async def outcome(self, call: Call, request: Request, result: TargetReply) -> None:
+        """How one target ended. Never raises: the effect is done, the log and `health_check` say what is missing."""
+        code, reason = (result.error["code"], result.error["message"][:300]) if result.error else ("ok", None)
+        record = self._record(call, request, "outcome", code=code, reason=reason, elapsed_ms=result.elapsed_ms)
+        await self._try(record, durable=request.access.mutates)
+
+    async def refused(
+        self, call_id: str, principal: Principal, tool: str, arguments: dict[str, Any], error: CallError
+    ) -> None:
+        """A call that is at fault as a whole. Never raises: nothing ran."""
+        subject, kind, now = principal.subject, principal.kind, self.clock()
+        reason = Redactor().text(error.message)[:300]
+        record = Record(
+            "refused", call_id, tool, subject, kind, arguments=arguments, code=error.code, reason=reason, time=now
+        )
+        await self._try(record, durable=False)
+
+    async def event(self, name: str, details: dict[str, Any], subject: str = "gateway") -> None:
+        """Something that is no call: start, stop, reload. Never raises."""
+        await self._try(Record("event", "", name, subject, arguments=details, time=self.clock()), durable=True)
+
+    async def _try(self, record: Record, *, durable: bool) -> None:
+        try:
+            await self.log.append([record], durable=durable)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.degraded["audit"] = f"the audit log can't be written: {self.log.error}"
+        log.error("the audit log can't be written", error=str(error))
+
+    def _record(self, call: Call, request: Request, phase: Phase, **fields: Any) -> Record:
+        return Record(
+            phase,
+            call.id,
+            call.operation.name,
+            call.principal.subject,
+            call.principal.kind,
+            request.target.id,
+            risk=request.access.risk,
+            approved_by=request.approved_by,
+            dry_run=request.dry_run,
+            registry=call.registry.version,
+            time=self.clock(),
+            **fields,
+        )

@@ -1,0 +1,1 @@
+"""Containers: list, start, stop, restart, logs, update."""

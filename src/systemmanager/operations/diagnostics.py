@@ -1,0 +1,1 @@
+"""What a target can reach: ping, ports, names, certificates, HTTP, routes."""

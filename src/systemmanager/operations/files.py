@@ -1,0 +1,1 @@
+"""Files below the allowed paths: list, look, read, tail, search."""

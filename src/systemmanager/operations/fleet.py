@@ -1,0 +1,1 @@
+"""The gateway about itself and its fleet."""

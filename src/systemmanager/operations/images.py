@@ -1,0 +1,1 @@
+"""Images and networks of a Docker Engine."""

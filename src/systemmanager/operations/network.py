@@ -1,0 +1,1 @@
+"""How a machine is connected: interfaces, counters, open connections."""

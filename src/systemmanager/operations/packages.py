@@ -1,0 +1,1 @@
+"""Packages by apt and dnf."""

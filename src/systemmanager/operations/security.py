@@ -1,0 +1,1 @@
+"""What an attacker would look for on a machine."""
