@@ -3,7 +3,7 @@
 Every method may raise a `TargetError`. None outlives the call's deadline, and all output is bounded where it is read.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -292,6 +292,6 @@ class Fleet(Protocol):
 
     def explain(self, tool: str, target: str, arguments: Mapping[str, Any]) -> Json: ...
 
-    def audit(self, **filters: Any) -> AsyncIterator[Json]: ...
+    def audit(self, **filters: Any) -> Iterator[Json]: ...
 
     def health(self) -> Json: ...

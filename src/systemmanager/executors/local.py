@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ from systemmanager.executors import Surroundings, unsupported
 from systemmanager.executors.bounded import Collected, command_missing, find_program, finished, with_privilege
 from systemmanager.ports import Output
 from systemmanager.request import Permit
-from systemmanager.target import LocalTarget, Target
+from systemmanager.target import Target
 
 GRACE = 0.5
 """Seconds that a finished command's children may hold its pipes, and that a killed group gets before SIGKILL."""
@@ -100,6 +101,11 @@ class LocalProbe:
         return {"kernel": os.uname().release}
 
 
+def _module(name: str) -> Any:
+    """What a port needs is imported when it is first asked for."""
+    return import_module(f"systemmanager.executors.{name}")
+
+
 class LocalExecutor:
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
@@ -109,22 +115,14 @@ class LocalExecutor:
             case "Shell":
                 return LocalShell(permit)
             case "Facts":
-                from systemmanager.executors.local_facts import LocalFacts
-
-                return LocalFacts()
+                return _module("local_facts").LocalFacts()
             case "Files":
-                from systemmanager.executors.local_files import LocalFiles
-
-                return LocalFiles(permit, self._surroundings.protected)
+                return _module("local_files").LocalFiles(permit, self._surroundings.protected)
             case "Network":
-                from systemmanager.executors.local_network import LocalNetwork
-
-                return LocalNetwork(permit)
+                return _module("local_network").LocalNetwork(permit)
             case "Docker":
-                from systemmanager.executors.docker import engine_at
-
-                assert isinstance(permit.target, LocalTarget)
-                return await engine_at(f"unix://{permit.target.connection.socket_path}", permit, stack)
+                socket = getattr(permit.target.connection, "socket_path", None)
+                return await _module("docker").engine_at(f"unix://{socket}", permit, stack)
             case "Probe":
                 return LocalProbe()
             case _:
