@@ -1,7 +1,7 @@
 # make run    start the gateway on this machine, with nothing to configure
 # make test   the whole suite; SYSTEMMANAGER_TEST_REQUIRE=ssh,docker,mcp makes a skip a failure
 # make check  format, lint and types       make bench   speed, as ratios      make tokens   sizes of schemas and answers
-# make lock   renew requirements.lock      make clean   remove the environment
+# make docs   renew the README's tables      make lock    renew requirements.lock      make clean   remove the environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: run test check bench tokens lock clean
+.PHONY: run test check bench tokens docs lock clean
 
 run: $(READY)
 	@exec $(BIN)/systemmanager serve --announce
@@ -35,6 +35,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+docs: $(READY)
+	$(BIN)/python -m tests.documentation
 
 lock: $(READY)
 	$(BIN)/python -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv

@@ -1,6 +1,7 @@
 """What a person sees on a terminal: tables, the first screen of `make run`, questions before critical calls."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,27 +26,34 @@ def _table(*columns: str) -> Table:
 
 
 def targets_table(registry: Registry) -> Table:
-    """A registry as `systemmanager check` shows it."""
-    table = _table("target", "kind", "address", "capabilities", "tags", "state")
+    """A registry as `systemmanager check` shows it; a target that can't be used is red and has a `!`."""
+    table = _table("target", "reached by", "offers", "labels")
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for id, target in registry.targets.items():
-        labels = [
-            *target.metadata.tags,
-            *(word for word in (target.metadata.environment, target.metadata.role) if word),
-        ]
-        state = "[red]not usable[/red]" if id in registry.faults else "[green]ok[/green]"
-        table.add_row(
-            id, target.executor, escape(_address(target)), " ".join(sorted(target.offers)), " ".join(labels), state
-        )
+        metadata = target.metadata
+        labels = [*metadata.tags, *filter(None, (metadata.environment, metadata.role))]
+        name = f"[red]{id} ![/red]" if id in registry.faults else id
+        table.add_row(name, escape(_address(target)), _grouped(target.offers), " ".join(labels))
     return table
+
+
+def _grouped(scopes: Iterable[str]) -> str:
+    """`container:read container:write` as `container:read,write`."""
+    areas: dict[str, list[str]] = {}
+    for scope in sorted(scopes):
+        area, _, verb = scope.partition(":")
+        areas.setdefault(area, []).append(verb)
+    return "\n".join(f"{area}:{','.join(verbs)}" for area, verbs in areas.items())
 
 
 def _address(target: Any) -> str:
     connection = target.connection
     if target.executor == "ssh":
-        return f"{connection.username}@{connection.host}:{connection.port}"
+        port = "" if connection.port == 22 else f":{connection.port}"
+        return f"ssh {connection.username}@{connection.host}{port}"
     if target.executor == "docker":
-        return str(connection.socket_path or connection.host)
-    return str(connection.base_url) if target.executor == "http" else "this machine"
+        return f"docker {connection.socket_path or connection.host}"
+    return f"http {connection.base_url}" if target.executor == "http" else "local"
 
 
 def tools_table(operations: Iterable[Operation]) -> Table:
@@ -54,10 +62,13 @@ def tools_table(operations: Iterable[Operation]) -> Table:
     for operation in operations:
         risk = operation.access.risk
         needs = f"[{RISK_STYLE[risk]}]{risk}[/]" + (" + approval" if operation.access.approval else "")
-        table.add_row(
-            operation.name, needs, " or ".join(operation.access.scopes) or "-", operation.description.split("\n")[0]
-        )
+        table.add_row(operation.name, needs, " or ".join(operation.access.scopes) or "-", summary(operation))
     return table
+
+
+def summary(operation: Operation) -> str:
+    """The first sentence of a description."""
+    return re.split(r"(?<=[.!?])\s", operation.description.replace("\n", " "), maxsplit=1)[0]
 
 
 def announce(console: Console, url: str, token: str, scopes: str) -> None:
