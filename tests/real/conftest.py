@@ -1,5 +1,6 @@
 """Fixtures of real parts, for every test below."""
 
+from tests.real.engine import containers, engine, image
 from tests.real.openssh import ssh_server, ssh_servers
 
-__all__ = ["ssh_server", "ssh_servers"]
+__all__ = ["containers", "engine", "image", "ssh_server", "ssh_servers"]

@@ -1,0 +1,240 @@
+"""A real Docker Engine for tests: the one that runs, else one started here and shared by all test processes.
+
+Its images are made by `docker import` of busybox, so that nothing is pulled. Fixtures: `engine`, `image`, `containers`.
+"""
+
+import fcntl
+import io
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker import APIClient
+from docker.errors import APIError, DockerException, NotFound
+
+from tests.conftest import need
+
+RUNNING = Path("/var/run/docker.sock")
+OWN = Path(tempfile.gettempdir()) / f"systemmanager-test-engine-{os.getuid()}"
+APPLETS = ("sh", "cat", "date", "echo", "env", "false", "hostname", "id", "ip", "ls", "seq", "sleep", "true", "yes")
+LABEL = "systemmanager.test"
+START = 60.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine: its socket, and the tests' own client to look behind the gateway's back."""
+
+    socket: str
+    client: Any
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0, every: float = 0.05) -> Any:
+    """Poll until `condition()` is true and answer what it gave; fails when it never is."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {condition}"
+        time.sleep(every)
+
+
+def answers(socket: Path) -> bool:
+    if not socket.exists():
+        return False
+    client = None
+    try:
+        client = APIClient(f"unix://{socket}", version="1.41", timeout=5)
+        return bool(client.ping())
+    except (DockerException, OSError):
+        return False
+    finally:
+        if client is not None:
+            client.close()
+
+
+def missing() -> str | None:
+    """Why no engine can be had here; None when one can."""
+    if answers(RUNNING):
+        return None
+    if shutil.which("dockerd") is None:
+        return "no Docker Engine answers at /var/run/docker.sock and dockerd is not installed"
+    if os.getuid() != 0:
+        return "no Docker Engine answers at /var/run/docker.sock and only root can start one"
+    return None
+
+
+@contextmanager
+def locked(path: Path, mode: int) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, mode)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def shared_engine() -> Iterator[Path]:
+    """The socket of a running engine. One that is started here ends with its last user, in whatever process."""
+    if answers(RUNNING):
+        yield RUNNING
+        return
+    OWN.mkdir(mode=0o700, exist_ok=True)
+    gate, socket = OWN / "gate", OWN / "docker.sock"
+    with locked(OWN / "users", fcntl.LOCK_SH) as users:
+        with locked(gate, fcntl.LOCK_EX):
+            if not answers(socket):
+                start(socket)
+        try:
+            yield socket
+        finally:
+            with locked(gate, fcntl.LOCK_EX):
+                with suppress(BlockingIOError):
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stop()
+
+
+def start(socket: Path) -> None:
+    """Start `dockerd` with state, socket and process id file of its own, detached from this process."""
+    stop()
+    with (OWN / "log").open("wb") as log:
+        subprocess.run(
+            [
+                "setsid", "--fork", "dockerd",
+                f"--host=unix://{socket}",
+                f"--data-root={OWN / 'data'}",
+                f"--exec-root={OWN / 'exec'}",
+                f"--pidfile={OWN / 'pid'}",
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True,
+        )  # fmt: skip
+    try:
+        until(lambda: answers(socket), START)
+    except AssertionError:
+        stop()
+        said = (OWN / "log").read_text(errors="replace")[-1500:]
+        need("docker", f"dockerd did not come up: {said}")
+
+
+def stop() -> None:
+    pid = OWN / "pid"
+    if not pid.exists():
+        return
+    number = int(pid.read_text())
+    with suppress(ProcessLookupError):
+        if b"dockerd" in Path(f"/proc/{number}/cmdline").read_bytes():
+            os.kill(number, signal.SIGTERM)
+            until(lambda: not Path(f"/proc/{number}").exists() or not pid.exists(), 30)
+    pid.unlink(missing_ok=True)
+
+
+def root_filesystem(**files: str) -> bytes:
+    """A tar of a small root filesystem: busybox, and `files` by name in its root."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add("/bin/busybox", "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(text.encode()), 0o644
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    need("docker", missing())
+    with shared_engine() as socket:
+        client = APIClient(f"unix://{socket}", version="auto", timeout=60)
+        try:
+            yield Engine(str(socket), client)
+        finally:
+            client.close()
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine) -> str:
+    """An image of busybox, with /bin/sh and the usual small programs; its command sleeps."""
+    need("docker", None if Path("/bin/busybox").exists() else "busybox-static is not installed")
+    with locked(Path(tempfile.gettempdir()) / f"systemmanager-test-image-{os.getuid()}", fcntl.LOCK_EX):
+        try:
+            engine.client.inspect_image("systemmanager-test:1")
+        except NotFound:
+            engine.client.import_image_from_data(
+                root_filesystem(), "systemmanager-test", "1", changes=['CMD ["/bin/sleep", "600"]']
+            )
+    return "systemmanager-test:1"
+
+
+@dataclass
+class Containers:
+    """Makes throwaway containers with names of their own; everything made is removed at the end."""
+
+    client: Any
+    image: str
+    names: list[str] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
+
+    def __call__(
+        self, command: str | list[str] | None = None, *, start: bool = True, image: str = "", **options: Any
+    ) -> str:
+        """A container's name. `command` as a text runs in its shell; `host` takes HostConfig options of the SDK."""
+        name = options.pop("name", None) or self.fresh()
+        self.names.append(name)
+        host = self.client.create_host_config(**options.pop("host", {}))
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+        labels = {LABEL: "1", **options.pop("labels", {})}
+        self.client.create_container(image or self.image, argv, name=name, host_config=host, labels=labels, **options)
+        if start:
+            self.client.start(name)
+        return name
+
+    def fresh(self) -> str:
+        """A name nobody else has; what is called so, or begins so, is removed at the end."""
+        name = f"sm-{secrets.token_hex(4)}"
+        self.names.append(name)
+        return name
+
+    def network(self, **options: Any) -> str:
+        name = self.fresh()
+        self.client.create_network(name, labels={LABEL: "1"}, **options)
+        self.networks.append(name)
+        return name
+
+    def state(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.inspect_container(name)
+        return found
+
+    def clean(self) -> None:
+        for row in self.client.containers(all=True):
+            if any(name.lstrip("/").startswith(tuple(self.names)) for name in row["Names"] or ["?"]):
+                with suppress(APIError):
+                    self.client.remove_container(row["Id"], v=True, force=True)
+        for network in self.networks:
+            with suppress(APIError):
+                self.client.remove_network(network)
+
+
+@pytest.fixture
+def containers(engine: Engine, image: str) -> Iterator[Containers]:
+    made = Containers(engine.client, image)
+    try:
+        yield made
+    finally:
+        if made.names:
+            made.clean()
