@@ -72,11 +72,17 @@ class Listing(Transform):
         self._gateway, self._caller = gateway, caller
 
     async def list_tools(self, tools: Sequence[Tool]) -> Sequence[Tool]:
-        principal, targets = self._caller(), list(self._gateway.registry.targets.values())
-        shown = (
-            tool for tool in tools if tool.name not in CATALOGUE or visible(principal, CATALOGUE[tool.name], targets)
-        )
-        return sorted(shown, key=lambda tool: list(CATALOGUE).index(tool.name) if tool.name in CATALOGUE else -1)
+        order = {name: place for place, name in enumerate(CATALOGUE)}
+        shown = (tool for tool in tools if tool.name not in CATALOGUE or self._visible(tool.name))
+        return sorted(shown, key=lambda tool: (order.get(tool.name, -1), tool.name))
+
+    def _visible(self, tool: str) -> bool:
+        """Whether the caller can use a tool on some target. Nobody calls while the server starts: nothing is shown."""
+        try:
+            principal = self._caller()
+        except PermissionError:
+            return False
+        return tool in CATALOGUE and visible(principal, CATALOGUE[tool], list(self._gateway.registry.targets.values()))
 
     async def get_tool(self, name: str, call_next: GetToolNext, *, version: VersionSpec | None = None) -> Tool | None:
         found = await call_next(name, version=version)

@@ -1,0 +1,118 @@
+"""A gateway behind real HTTP for tests: in this process over any gateway, or as the `systemmanager serve` process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fastmcp import Client, FastMCP
+from fastmcp.client.transports import StreamableHttpTransport
+
+from systemmanager.gateway import Gateway
+from systemmanager.server.app import bearer, build
+from systemmanager.server.auth.tokens import mint
+from systemmanager.server.http import http_app, listening
+from systemmanager.settings import Settings
+
+SECRET = "KqW8m2Rz7yXc4vTn1LpJ6hGf3dSa9bQe0uIo5tYx"
+Era = Literal["auto", "legacy"]
+ERAS: tuple[Era, ...] = ("auto", "legacy")
+READY_WITHIN = 30.0
+
+
+def token(*scopes: str, subject: str = "tester", targets: str | None = None, secret: str = SECRET) -> str:
+    return mint(secret, subject, scopes or ("admin",), 3600, targets)
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where a gateway listens. `url` ends in /mcp."""
+
+    url: str
+    secret: str = SECRET
+    server: FastMCP | None = None
+
+    @property
+    def origin(self) -> str:
+        return self.url.removesuffix("/mcp")
+
+    def client(self, mode: Era, *scopes: str, **fields: Any) -> Client[Any]:
+        bearing = {"Authorization": f"Bearer {token(*scopes, secret=self.secret)}"}
+        return Client(StreamableHttpTransport(self.url, headers=bearing), mode=mode, **fields)
+
+
+@asynccontextmanager
+async def served(gateway: Gateway) -> AsyncIterator[Served]:
+    """Serve a gateway over HTTP in this event loop."""
+    settings = Settings.model_validate({"MCP_PORT": 0, "SYSTEMMANAGER_SHARED_SECRET": SECRET})
+    server = build(gateway, bearer, secret=SECRET)
+    async with listening(http_app(server, gateway, settings), settings) as port:
+        yield Served(f"http://127.0.0.1:{port}/mcp", server=server)
+
+
+@dataclass
+class Running:
+    """A `systemmanager serve` process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    state: Path
+    url: str = ""
+    ready_after: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def wait_for(self, event: str, within: float = READY_WITHIN, count: int = 1) -> dict[str, Any]:
+        """The log line of an event, waited for."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            found = [line for line in self.lines() if line.get("event") == event]
+            if len(found) >= count:
+                return found[-1]
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+        raise AssertionError(f"no {event!r} within {within} s: {self.log.read_text()}")
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.state / "systemmanager/audit.jsonl").read_text().splitlines()]
+
+
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    source = str(Path(__file__).parent.parent / "src")
+    return {**kept, "PYTHONPATH": source, "XDG_STATE_HOME": str(folder / "state"), "MCP_PORT": "0", **settings}
+
+
+@contextmanager
+def serving(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """A `systemmanager serve` process with its state below `folder`; killed at the end if it still runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "serve.log"
+    given = {"SYSTEMMANAGER_SHARED_SECRET": SECRET, **(settings or {})}
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "systemmanager", "serve"],
+            env=environment(folder, **given),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    running = Running(process, log, folder / "state")
+    try:
+        running.url = running.wait_for("ready")["url"]
+        running.ready_after = time.monotonic() - started
+        yield running
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
