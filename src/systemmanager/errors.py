@@ -88,7 +88,7 @@ class ConfigError(GatewayError):
     code = "config_invalid"
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(sorted(problems, key=lambda problem: (problem.where, problem.line, problem.column)))
         super().__init__("\n".join(map(str, self.problems)))
 
 
