@@ -14,6 +14,7 @@
         ├── Unsupported        unsupported          this kind of target has no such port
         ├── Unreachable        unreachable          nothing answered, or it refused the connection
         ├── NameNotResolved    dns_failure
+        ├── TlsFailed          tls_failed           no TLS there, or a certificate that is not to be trusted
         ├── HostKeyUnknown     host_key_unknown     no pin and no known_hosts entry for this host
         ├── HostKeyChanged     host_key_changed     the host shows another key than the one that is known
         ├── AuthRefused        auth_refused         the target did not accept our credentials
@@ -25,6 +26,7 @@
         ├── NotFound           not_found            no such container, unit, file ...; names what is near
         ├── PathOutside        path_outside         not below one of the target's allowed paths
         ├── EngineUnavailable  engine_unavailable   the Docker Engine did not answer, or answered an error
+        ├── ServerFailed       server_failed        an HTTP target answered an error of its own (5xx)
         ├── UnreadableOutput   unreadable_output    the target answered what no parser of ours expects
         ├── OutputTooLarge     output_too_large
         └── InternalError      internal_error       a defect of the gateway; details only in its log
@@ -150,6 +152,10 @@ class NameNotResolved(TargetError):
     retryable_default = True
 
 
+class TlsFailed(TargetError):
+    code = "tls_failed"
+
+
 class HostKeyUnknown(TargetError):
     code = "host_key_unknown"
 
@@ -196,6 +202,11 @@ class PathOutside(TargetError):
 
 class EngineUnavailable(TargetError):
     code = "engine_unavailable"
+    retryable_default = True
+
+
+class ServerFailed(TargetError):
+    code = "server_failed"
     retryable_default = True
 
 

@@ -4,10 +4,13 @@ Every method may raise a `TargetError`. None outlives the call's deadline, and a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteStream
 
 
 class Result(BaseModel):
@@ -181,31 +184,47 @@ class Facts(Protocol):
 # --- Network: the target's vantage -----------------------------------------------------------------------------------
 
 
-class Stream(Protocol):
-    """One TCP connection. `receive` raises `anyio.EndOfStream` at its end."""
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """One HTTP answer. `body` is decoded and cut at a bound, which `truncated` says; `received` counts the bytes that
+    came. `elapsed` and `phases` (connect, tls, first_byte) are in seconds; `tls` holds protocol and cipher."""
 
-    async def receive(self, max_bytes: int = 65536) -> bytes: ...
-
-    async def send(self, item: bytes) -> None: ...
-
-    async def send_eof(self) -> None: ...
-
-    async def aclose(self) -> None: ...
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    elapsed: float
+    truncated: bool = False
+    received: int = 0
+    version: str = "HTTP/1.1"
+    phases: Mapping[str, float] = field(default_factory=dict)
+    tls: Mapping[str, str] | None = None
 
 
 class Network(Shell, Protocol):
     """Connections that start at the target, beside its shell."""
 
-    async def connect(self, host: str, port: int, timeout: float) -> Stream:
-        """Open a TCP connection from the target. Raises `Unreachable`, `NameNotResolved` or `DeadlineExceeded`."""
+    async def connect(self, host: str, port: int, timeout: float) -> "ByteStream":
+        """Open a TCP connection from the target.
+
+        Raises `Unreachable` (its `details["reason"]` is "refused" when the host said no), `NameNotResolved`,
+        `DeadlineExceeded`, and `Unsupported` where the target lets no connection through at all.
+        """
         ...
 
     async def nameservers(self) -> Sequence[str]:
         """Addresses of the target's resolvers."""
         ...
 
+    async def ask(self, server: str, query: bytes, timeout: float) -> bytes:
+        """Send one DNS message to a resolver and answer its reply, whole. Raises what `connect` does."""
+        ...
+
     async def echo(self, host: str, count: int) -> Sequence[float | None]:
         """Unprivileged ICMP echo from the target: milliseconds per probe, None for a lost one; or `Unsupported`."""
+        ...
+
+    async def request(self, method: str, url: str, timeout: float) -> HttpAnswer:
+        """One HTTP request from the target, without body, cookies, credentials, proxy or redirects."""
         ...
 
 
@@ -251,17 +270,6 @@ class Docker(Protocol):
 
 
 # --- Http ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """`body` is cut at the target's output bound; `elapsed` in seconds."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    elapsed: float
-    truncated: bool = False
 
 
 class Http(Protocol):
