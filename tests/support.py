@@ -93,14 +93,21 @@ class FakeShell:
     seen: list[tuple[str, ...]] = field(default_factory=list)
 
     async def run(
-        self, *argv: str, privileged: bool = False, check: bool = True, partial: bool = False, stdin: str = ""
+        self,
+        *argv: str,
+        privileged: bool = False,
+        check: bool = True,
+        partial: bool = False,
+        latest: bool = False,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> Output:
         self.seen.append(argv)
         for index, reply in enumerate(self.replies):
             if reply["argv"] == list(argv):
                 del self.replies[index]
                 output = Output(argv, reply.get("status", 0), reply.get("stdout", ""), reply.get("stderr", ""))
-                return finished(output, check=check, partial=partial, limit=1024)
+                return finished(output, check=check, partial=partial, latest=latest, limit=1024)
         raise AssertionError(
             f"unexpected command {argv!r}; expected one of {[reply['argv'] for reply in self.replies]}"
         )

@@ -43,14 +43,22 @@ class Output:
 
 class Shell(Protocol):
     async def run(
-        self, *argv: str, privileged: bool = False, check: bool = True, partial: bool = False, stdin: str = ""
+        self,
+        *argv: str,
+        privileged: bool = False,
+        check: bool = True,
+        partial: bool = False,
+        latest: bool = False,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> Output:
         """Run one program, without a shell that could read its arguments, and wait for its end.
 
         `privileged` asks for root, which the target's `sudo_policy` grants or not. With `check`, any exit status but 0
         raises `CommandFailed`; a signal or a lost connection always raises. Raises `CommandMissing` where there is no
         such program. Output beyond the target's bound ends the program: `OutputTooLarge`, or with `partial` what
-        there is.
+        there is; with `latest` the program goes on, and the last of what it said is kept. `env` is added to what the
+        program sees; behind sudo that needs `SETENV:` (or ALL) in sudoers.
         """
         ...
 

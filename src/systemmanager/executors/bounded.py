@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from systemmanager.errors import CommandFailed, CommandMissing, OutputTooLarge, PrivilegeRequired
 from systemmanager.ports import Output
@@ -14,39 +14,62 @@ LIMITED_SUDO = frozenset({"systemctl", "journalctl", "apt-get", "dnf", "systemd-
 
 
 class Collected:
-    """Both outputs of one command while they come in. `full` is set when the bound is reached."""
+    """Both outputs of one command while they come in. `full` is set when the bound is reached.
 
-    def __init__(self, limit: int) -> None:
+    With `latest` it never is: what came first is dropped, and `cut` says so.
+    """
+
+    def __init__(self, limit: int, *, latest: bool = False) -> None:
         self._left = limit
+        self._latest = limit if latest else 0
         self._chunks: tuple[list[bytes], list[bytes]] = ([], [])
+        self._held = [0, 0]
         self.full = asyncio.Event()
+        self.cut = False
 
     async def drain(self, read: Callable[[int], Awaitable[bytes]], index: int) -> None:
         """Read one stream to its end or to the bound."""
         while chunk := await read(CHUNK):
+            if self._latest:
+                self._keep_latest(chunk, index)
+                continue
             self._chunks[index].append(chunk[: self._left])
             self._left -= len(chunk)
             if self._left < 0:
                 self._left = 0
                 self.full.set()
+                self.cut = True
                 return
+
+    def _keep_latest(self, chunk: bytes, index: int) -> None:
+        self._chunks[index].append(chunk)
+        self._held[index] += len(chunk)
+        if self._held[index] > 2 * self._latest:
+            self._chunks[index][:] = [b"".join(self._chunks[index])[-self._latest :]]
+            self._held[index] = self._latest
+            self.cut = True
 
     def text(self, index: int) -> str:
         return b"".join(self._chunks[index]).decode("utf-8", "replace")
 
 
-def with_privilege(argv: Sequence[str], permit: Permit, *, root: bool, privileged: bool) -> tuple[str, ...]:
-    """The command as it is run: behind `sudo -n` when root is asked for, needed, and granted by the target's policy."""
+def with_privilege(
+    argv: Sequence[str], permit: Permit, *, root: bool, privileged: bool, env: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The command as it is run: behind `sudo -n` when root is asked for, needed, and granted by the target's policy.
+
+    sudo clears the environment, so `env` is then handed to sudo; without sudo the caller sets it.
+    """
     policy = permit.target.constraints.sudo_policy
     if privileged and not root and (policy == "full" or (policy == "limited" and argv[0] in LIMITED_SUDO)):
-        return ("sudo", "-n", "--", *argv)
+        return ("sudo", "-n", *(f"{name}={value}" for name, value in (env or {}).items()), "--", *argv)
     return tuple(argv)
 
 
-def finished(output: Output, *, check: bool, partial: bool, limit: int) -> Output:
+def finished(output: Output, *, check: bool, partial: bool, limit: int, latest: bool = False) -> Output:
     """Judge a command that has ended by itself or at the bound. Raises what `Shell.run` promises."""
-    program = output.argv[3] if output.argv[:2] == ("sudo", "-n") else output.argv[0]
-    if output.truncated:
+    program = output.argv[output.argv.index("--") + 1] if output.argv[:2] == ("sudo", "-n") else output.argv[0]
+    if output.truncated and not latest:
         if partial:
             return output
         raise OutputTooLarge(f"{program} said more than {limit} bytes", hint="Ask for less, or raise max_output_bytes.")

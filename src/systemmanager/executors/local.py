@@ -28,9 +28,16 @@ class LocalShell:
         self._permit = permit
 
     async def run(
-        self, *argv: str, privileged: bool = False, check: bool = True, partial: bool = False, stdin: str = ""
+        self,
+        *argv: str,
+        privileged: bool = False,
+        check: bool = True,
+        partial: bool = False,
+        latest: bool = False,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> Output:
-        command = with_privilege(argv, self._permit, root=os.geteuid() == 0, privileged=privileged)
+        command = with_privilege(argv, self._permit, root=os.geteuid() == 0, privileged=privileged, env=env)
         program = find_program(command[0])
         if program is None:
             raise command_missing(command[0])
@@ -41,21 +48,20 @@ class LocalShell:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env=_environment(),
+            env=_environment() | dict(env or {}),
         )
         limit = self._permit.target.constraints.max_output_bytes
-        collected = Collected(limit)
+        collected = Collected(limit, latest=latest)
         try:
             await _until_end(process, collected, stdin.encode())
         finally:
             with anyio.CancelScope(shield=True):
                 await _end_group(process)
-        cut = collected.full.is_set()
         status = process.returncode if process.returncode is not None else -signal.SIGKILL
-        if status < 0 and not cut:
+        if status < 0 and not collected.full.is_set():
             raise CommandFailed(f"{argv[0]} was ended by {signal.Signals(-status).name}")
-        output = Output(tuple(command), status, collected.text(0), collected.text(1), cut)
-        return finished(output, check=check, partial=partial, limit=limit)
+        output = Output(tuple(command), status, collected.text(0), collected.text(1), collected.cut)
+        return finished(output, check=check, partial=partial, latest=latest, limit=limit)
 
 
 def _environment() -> dict[str, str]:
