@@ -100,6 +100,8 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), GRACE)
+    # A pipe that was not read to its end stays open otherwise; asyncio has no public way to close it.
+    process._transport.close()  # type: ignore[attr-defined]
 
 
 class LocalProbe:
