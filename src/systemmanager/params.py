@@ -46,7 +46,8 @@ def _absolute_path(value: str) -> str:
     return value if value == "/" else "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
 
 
-Whole = Annotated[int, BeforeValidator(_refuse_boolean)]
+NotBoolean = BeforeValidator(_refuse_boolean)  # goes last: pydantic puts bounds that follow it wrongly in schemas
+Whole = Annotated[int, NotBoolean]
 Plain = AfterValidator(_plain)
 NoOption = AfterValidator(_no_option)
 
@@ -57,7 +58,7 @@ Hostname = Annotated[
     AfterValidator(_hostname),
     Field(description="Host name or IP address."),
 ]
-TcpPort = Annotated[Whole, Field(ge=1, le=65535)]
+TcpPort = Annotated[int, Field(ge=1, le=65535), NotBoolean]
 UnitName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*$"),
@@ -91,9 +92,9 @@ AbsolutePath = Annotated[
     Field(description="Absolute path on the target."),
 ]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
-LineCount = Annotated[Whole, Field(ge=1, le=10_000)]
-Limit = Annotated[Whole, Field(ge=1, le=1_000)]
-Seconds = Annotated[float, BeforeValidator(_refuse_boolean), Field(gt=0, le=120, description="Seconds.")]
+LineCount = Annotated[int, Field(ge=1, le=10_000), NotBoolean]
+Limit = Annotated[int, Field(ge=1, le=1_000), NotBoolean]
+Seconds = Annotated[float, Field(gt=0, le=120, description="Seconds."), NotBoolean]
 Cursor = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{1,12}$"), Field(description="`next` of the previous answer.")
 ]
