@@ -35,6 +35,8 @@ def _hostname(value: str) -> str:
         raise ValueError("is not a host name or an IP address")
     if any(not label or len(label) > 63 or label.startswith("-") for label in value.rstrip(".").split(".")):
         raise ValueError("is not a host name: each part has 1 to 63 letters, digits, '-' or '_'")
+    if re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]*", value.rstrip(".").rpartition(".")[2]):
+        raise ValueError("is not a host name or an IP address: addresses have four decimal numbers")
     return value
 
 
