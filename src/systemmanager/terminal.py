@@ -59,6 +59,7 @@ def _address(target: Any) -> str:
 def tools_table(operations: Iterable[Operation]) -> Table:
     """All tools with what they need."""
     table = _table("tool", "risk", "scope", "what it does")
+    table.columns[0].no_wrap = True
     for operation in operations:
         risk = operation.access.risk
         needs = f"[{RISK_STYLE[risk]}]{risk}[/]" + (" + approval" if operation.access.approval else "")

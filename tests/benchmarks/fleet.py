@@ -51,7 +51,7 @@ class Bare:
     def __init__(self, server: SshServer, count: int) -> None:
         self._hosts = [host(number) for number in range(count)]
         key = asyncssh.import_public_key(server.host_key)
-        known = ([key], [], [], [], [], [], [])
+        known: Any = ([key], [], [], [], [], [], [])
         keys = [asyncssh.read_private_key(str(server.client_key))]
         self._options = {**FAST, "port": server.port, "username": "root", "client_keys": keys, "known_hosts": known}
         self._stack = AsyncExitStack()
