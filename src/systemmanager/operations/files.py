@@ -1,1 +1,188 @@
-"""Files below the allowed paths: list, look, read, tail, search."""
+"""Files below a target's allowed paths: list, inspect, read, show the end, search. No file is read whole."""
+
+import stat
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from systemmanager.operation import Risk, operation
+from systemmanager.operations import text_files
+from systemmanager.params import AbsolutePath, LineCount, Pattern, Whole
+from systemmanager.ports import FileInfo, FileKind, Files, Result
+
+MAX_PAGE = 1000
+MAX_LISTED = 10_000
+"""What the Files port lists at most."""
+_MAX_FOLDERS, _MAX_SEEN, _MAX_DEPTH = 2_000, 50_000, 12
+
+
+class FileEntry(Result):
+    name: str
+    kind: FileKind
+    size: int | None = Field(default=None, description="Bytes, of files.")
+    modified: str
+    mode: str
+    owner: str
+    group: str | None = None
+    link_target: str | None = None
+    links: int | None = Field(default=None, description="Names of this file, where more than one.")
+
+
+class MatchingLine(Result):
+    line: int
+    text: str
+
+
+class FileAnswer(Result):
+    """One shape for every action; what an action does not say is left out."""
+
+    path: str
+    info: FileEntry | None = None
+    entries: list[FileEntry] | None = Field(default=None, description="list and search; names relative to path.")
+    text: str | None = None
+    matches: list[MatchingLine] | None = None
+    first_line: int | None = Field(default=None, description="Lines count from 0.")
+    size: int | None = Field(default=None, description="Bytes of the whole file.")
+    content: str | None = Field(default=None, description="Why there is no text: gzip, binary ...")
+    total: int | None = None
+    truncated: bool | None = None
+    next: str | None = Field(default=None, description="Pass as `offset` to go on.")
+    note: str | None = None
+
+
+@operation(
+    scope="file:read",
+    capability="file:read",
+    risk=Risk.HIGH,
+    roles={"path": "path"},
+    untrusted=True,
+)
+async def file_operations(
+    files: Files,
+    action: Literal["list", "info", "read", "tail", "search"],
+    path: AbsolutePath,
+    lines: LineCount = 100,
+    offset: Annotated[Whole, Field(ge=0, description="Lines or entries to skip; for tail, from the end.")] = 0,
+    pattern: Annotated[
+        Pattern,
+        Field(description="For list and search, ignoring case: a glob of names; in a file, text with * for anything."),
+    ] = "*",
+) -> FileAnswer:
+    """List a folder, read a file or its end, or search: names below a folder, or lines of a file that hold a text."""
+    match action:
+        case "info":
+            return FileAnswer(path=path, info=_entry(await files.info(path), path, full=True))
+        case "list":
+            return await _list(files, path, lines, offset, pattern)
+        case "search" if (await files.info(path)).kind == "directory":
+            return await _search_names(files, path, lines, offset, pattern)
+        case _:
+            return await _lines(files, path, action, lines, offset, pattern)
+
+
+async def _list(files: Files, path: str, count: int, offset: int, pattern: str) -> FileAnswer:
+    listed = await files.list(path)
+    named = [(_relative(info.path, path), info) for info in listed]
+    matching = [(name, info) for name, info in named if _matches(name, pattern)]
+    note = f"Only the first {MAX_LISTED} names of the folder were looked at." if len(listed) >= MAX_LISTED else None
+    return _page(path, matching, count, offset, note)
+
+
+def _page(path: str, found: list[tuple[str, FileInfo]], count: int, offset: int, note: str | None) -> FileAnswer:
+    """One page; `note` says why there may be more than was found."""
+    end = offset + min(count, MAX_PAGE)
+    more = end < len(found)
+    return FileAnswer(
+        path=path,
+        entries=[_entry(info, name) for name, info in found[offset:end]],
+        total=len(found),
+        truncated=True if more or note else None,
+        next=str(end) if more else None,
+        note=note,
+    )
+
+
+async def _search_names(files: Files, path: str, count: int, offset: int, pattern: str) -> FileAnswer:
+    """Names below a folder, breadth first; links are listed but not followed."""
+    found: list[tuple[str, FileInfo]] = []
+    folders, seen, skipped, cut = [(path, 0)], 0, 0, False
+    clock = text_files.Budget()
+    for visited, (folder, depth) in enumerate(folders):
+        if visited >= _MAX_FOLDERS or seen >= _MAX_SEEN or clock.spent:
+            cut = True
+            break
+        listed = await _listed(files, folder, top=not depth)
+        skipped += listed is None
+        cut = cut or len(listed or ()) >= MAX_LISTED
+        for info in listed or ():
+            seen += 1
+            name = _relative(info.path, path)
+            if _matches(name if "/" in pattern else name.rpartition("/")[2], pattern):
+                found.append((name, info))
+            if info.kind == "directory" and depth < _MAX_DEPTH:
+                folders.append((info.path, depth + 1))
+    notes = (
+        f"Stopped after {seen} names: search a smaller folder." if cut else None,
+        f"{skipped} folders could not be read." if skipped else None,
+    )
+    return _page(path, found, count, offset, " ".join(filter(None, notes)) or None)
+
+
+async def _listed(files: Files, folder: str, *, top: bool) -> "list[FileInfo] | None":
+    try:
+        return list(await files.list(folder))
+    except text_files.NOT_READABLE:
+        if top:
+            raise
+        return None
+
+
+async def _lines(
+    files: Files, path: str, action: Literal["read", "tail", "search"], count: int, offset: int, pattern: str
+) -> FileAnswer:
+    info = await files.info(path)
+    reader = text_files.Reader(files, path)
+    if kind := await reader.binary(max(0, info.size - text_files.SAMPLE) if action == "tail" else 0):
+        return FileAnswer(path=path, size=info.size, content=kind)
+    if action == "read":
+        part = await text_files.lines_from(reader, offset, count)
+    elif action == "tail":
+        part = await text_files.last_lines(reader, info.size, count, offset)
+    else:
+        part = await text_files.matching_lines(reader, pattern, offset, min(count, MAX_PAGE))
+    found = [MatchingLine(line=number, text=text) for number, text in part.lines]
+    return FileAnswer(
+        path=path,
+        text=part.text if action != "search" else None,
+        matches=found if action == "search" else None,
+        first_line=offset if action == "read" else None,
+        size=info.size,
+        truncated=part.more or None,
+        next=str(part.next) if part.more else None,
+        note=part.note,
+    )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return pattern == "*" or fnmatchcase(name.lower(), pattern.lower())
+
+
+def _relative(path: str, folder: str) -> str:
+    return path.removeprefix(folder.rstrip("/") + "/")
+
+
+def _entry(info: FileInfo, name: str, *, full: bool = False) -> FileEntry:
+    modified = datetime.fromtimestamp(min(max(info.modified, 0), 253402300799), UTC)
+    return FileEntry(
+        name=name,
+        kind=info.kind,
+        size=info.size if info.kind == "file" else None,
+        modified=modified.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        mode=stat.filemode(info.mode),
+        owner=info.owner,
+        group=info.group if full else None,
+        link_target=info.link_target,
+        links=info.links if info.links > 1 and info.kind == "file" else None,
+    )
