@@ -210,6 +210,10 @@ class ServerFailed(TargetError):
     retryable_default = True
 
 
+class EngineRefused(TargetError):
+    code = "engine_refused"
+
+
 class UnreadableOutput(TargetError):
     code = "unreadable_output"
 

@@ -241,25 +241,43 @@ class Network(Shell, Protocol):
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a log; `truncated` says that fewer lines than asked for are in it, because of the output bound."""
+
+    text: str
+    truncated: bool = False
+
+
 class Docker(Protocol):
-    """The Docker Engine's API, as the SDK gives it: answers are the Engine's own JSON objects."""
+    """The Docker Engine's API, as the SDK gives it: answers are the Engine's own JSON objects.
+
+    An engine that is not there, hangs or goes away is `EngineUnavailable`; what it refuses is `EngineRefused`; what it
+    does not have is `NotFound`, with the names that are near.
+    """
 
     async def version(self) -> Json: ...
 
-    async def containers(self, every: bool = True) -> Sequence[Json]: ...
+    async def containers(self) -> Sequence[Json]:
+        """All containers as one list call gives them, those that don't run too."""
+        ...
 
     async def inspect(self, name: str) -> Json: ...
 
-    async def act(self, action: Literal["start", "stop", "restart"], name: str) -> None: ...
+    async def act(self, action: Literal["start", "stop", "restart"], name: str) -> None:
+        """Waits for the end of it. A container that is stopped or started already is no error."""
+        ...
 
-    async def logs(self, name: str, lines: int) -> str: ...
+    async def logs(self, name: str, lines: int) -> Tail:
+        """The last lines of both streams, in the order in which they were written."""
+        ...
 
     async def images(self) -> Sequence[Json]: ...
 
     async def inspect_image(self, name: str) -> Json: ...
 
-    async def pull(self, image: str, tag: str) -> Json:
-        """Pull one image and answer its inspection."""
+    async def pull(self, image: str, tag: str, platform: str | None = None) -> Json:
+        """Pull one image and answer its inspection. `image@digest` needs no tag. Cancelled, the pull ends there too."""
         ...
 
     async def networks(self) -> Sequence[Json]: ...
@@ -270,11 +288,11 @@ class Docker(Protocol):
 
     async def rename(self, name: str, new_name: str) -> None: ...
 
-    async def remove(self, name: str) -> None: ...
+    async def remove(self, name: str, force: bool = False) -> None:
+        """Remove a container but not its volumes. One that is gone already is no error."""
+        ...
 
     async def connect(self, network: str, name: str, endpoint: Mapping[str, Any]) -> None: ...
-
-    async def disconnect(self, network: str, name: str) -> None: ...
 
 
 # --- Http ------------------------------------------------------------------------------------------------------------

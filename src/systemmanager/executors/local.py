@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from importlib import import_module
@@ -140,7 +141,8 @@ class LocalExecutor:
         pass
 
     async def aclose(self) -> None:
-        pass
+        if "systemmanager.executors.docker_client" in sys.modules:
+            _module("docker_client").forget()
 
 
 def create(surroundings: Surroundings) -> LocalExecutor:

@@ -1,1 +1,132 @@
 """Images and networks of a Docker Engine."""
+
+import asyncio
+
+from pydantic import Field
+
+from systemmanager.errors import NotFound
+from systemmanager.operation import Risk, operation
+from systemmanager.operations.containers import container_name, moment
+from systemmanager.paging import page
+from systemmanager.params import Cursor, ImageName, ImageTag, Limit
+from systemmanager.ports import Docker, Json, Page, Result
+
+
+class ImageRow(Result):
+    tags: list[str] | None = None
+    id: str
+    size: int = Field(description="Bytes.")
+    created: str
+    containers: list[str] | None = Field(default=None, description="That are made from it.")
+
+
+class ImageList(Page):
+    images: list[ImageRow] = Field(description="Newest first.")
+
+
+def short_id(id: str) -> str:
+    return id.removeprefix("sha256:")[:12]
+
+
+@operation(scope="container:read", capability="container:read", risk=Risk.LOW)
+async def list_docker_images(docker: Docker, limit: Limit = 200, cursor: Cursor | None = None) -> ImageList:
+    """Images on the engine, with size and the containers made from them. Those without tags are leftovers."""
+    images, containers = await asyncio.gather(docker.images(), docker.containers())
+    users: dict[str, list[str]] = {}
+    for row in containers:
+        users.setdefault(row["ImageID"], []).append(container_name(row))
+    ranked = sorted(images, key=lambda image: (-image["Created"], image["Id"]))
+    shown, marks = page(ranked, limit, cursor)
+    rows = [
+        ImageRow(
+            tags=[tag for tag in image.get("RepoTags") or [] if "<none>" not in tag] or None,
+            id=short_id(image["Id"]),
+            size=image["Size"],
+            created=moment(image["Created"]),
+            containers=sorted(users.get(image["Id"], [])) or None,
+        )
+        for image in shown
+    ]
+    return ImageList(images=rows, **marks)
+
+
+class NetworkRow(Result):
+    name: str
+    id: str
+    driver: str
+    scope: str
+    subnets: list[str] | None = None
+    internal: bool | None = None
+    containers: list[str] | None = None
+
+
+class NetworkList(Page):
+    networks: list[NetworkRow]
+
+
+@operation(scope="container:read", capability="container:read", risk=Risk.LOW)
+async def get_docker_networks(docker: Docker, limit: Limit = 200, cursor: Cursor | None = None) -> NetworkList:
+    """Docker networks with driver, subnets and the containers attached to them."""
+    networks, containers = await asyncio.gather(docker.networks(), docker.containers())
+    attached: dict[str, list[str]] = {}
+    for row in containers:
+        for name in (row.get("NetworkSettings") or {}).get("Networks") or {}:
+            attached.setdefault(name, []).append(container_name(row))
+    shown, marks = page(sorted(networks, key=lambda network: network["Name"]), limit, cursor)
+    rows = [_network_row(network, attached.get(network["Name"], [])) for network in shown]
+    return NetworkList(networks=rows, **marks)
+
+
+def _network_row(network: Json, attached: list[str]) -> NetworkRow:
+    subnets = [pool["Subnet"] for pool in (network.get("IPAM") or {}).get("Config") or [] if pool.get("Subnet")]
+    return NetworkRow(
+        name=network["Name"],
+        id=network["Id"][:12],
+        driver=network["Driver"],
+        scope=network["Scope"],
+        subnets=subnets or None,
+        internal=network.get("Internal") or None,
+        containers=sorted(attached) or None,
+    )
+
+
+class PulledImage(Result):
+    image: str
+    id: str
+    digest: str | None = None
+    size: int = Field(description="Bytes.")
+    updated: bool = Field(description="It is another one than the engine had under this name.")
+
+
+@operation(
+    scope="docker:admin",
+    capability="docker:admin",
+    risk=Risk.CRITICAL,
+    timeout=600,
+    roles={"image": "image_name"},
+    open_world=True,
+)
+async def pull_docker_image(docker: Docker, image_name: ImageName, tag: ImageTag = "latest") -> PulledImage:
+    """Pull an image from its registry onto the engine. Containers keep the image they have until they are updated."""
+    reference = image_name if "@" in image_name else f"{image_name}:{tag}"
+    try:
+        before = (await docker.inspect_image(reference))["Id"]
+    except NotFound:
+        before = None
+    image = await docker.pull(image_name, tag)
+    return PulledImage(
+        image=reference,
+        id=short_id(image["Id"]),
+        digest=digest_of(image, image_name),
+        size=image["Size"],
+        updated=image["Id"] != before,
+    )
+
+
+def digest_of(image: Json, name: str) -> str | None:
+    """The digest under which the registry of `name` has the image."""
+    digests = [digest.partition("@") for digest in image.get("RepoDigests") or []]
+    plain = name.partition("@")[0].removeprefix("docker.io/").removeprefix("library/")
+    return next(
+        (digest for repository, _, digest in digests if repository == plain), digests[0][2] if digests else None
+    )
