@@ -21,8 +21,8 @@ from systemmanager.operation import CATALOGUE
 from systemmanager.request import Request
 from systemmanager.settings import Settings, State, prepare_state
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def serve(given: Settings, *, announce: bool) -> None:

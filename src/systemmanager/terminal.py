@@ -107,7 +107,8 @@ def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> Non
 
 
 def _print_data(console: Console, data: Mapping[str, Any]) -> None:
-    plain = {key: value for key, value in data.items() if not isinstance(value, list | dict)}
+    blocks = {key: value for key, value in data.items() if isinstance(value, str) and "\n" in value}
+    plain = {key: value for key, value in data.items() if not isinstance(value, list | dict) and key not in blocks}
     if plain:
         table = Table(box=None, show_header=False, pad_edge=False)
         for key, value in plain.items():
@@ -119,6 +120,8 @@ def _print_data(console: Console, data: Mapping[str, Any]) -> None:
             _print_data(console, value)
         elif isinstance(value, list):
             _print_list(console, key, value)
+    for text in blocks.values():
+        console.print(text, markup=False, soft_wrap=True)
     console.print()
 
 
@@ -126,7 +129,7 @@ def _print_list(console: Console, key: str, rows: Sequence[Any]) -> None:
     if not rows or not isinstance(rows[0], dict):
         console.print(f"[bold]{escape(key)}[/bold] {escape(', '.join(_cell(row, key) for row in rows) or '-')}")
         return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(dict.fromkeys(name for row in rows for name in row if any(one.get(name) for one in rows)))
     table = _table(*columns)
     for row in rows:
         table.add_row(*(escape(_cell(row.get(name, ""), name)) for name in columns))
