@@ -3,6 +3,7 @@
 Every method may raise a `TargetError`. None outlives the call's deadline, and all output is bounded where it is read.
 """
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,7 +24,7 @@ class Page(Result):
     """The base of every answer that holds a list."""
 
     total: int = Field(description="How many there are.")
-    truncated: bool = Field(default=False, description="The list is cut; go on with `next`.")
+    truncated: bool = Field(default=False, exclude_if=operator.not_, description="The list is cut; go on with `next`.")
     next: str | None = Field(default=None, description="Pass as `cursor` to go on.")
 
 

@@ -63,7 +63,7 @@ def test_a_long_list_is_given_in_pages(engine: Engine, containers: Containers, t
     while True:
         data = answer(tmp_path, "get_container_list", {"limit": 2, **cursor}, on(engine, "docker"))
         seen += [row["name"] for row in data["containers"]]
-        if not data["truncated"]:
+        if "truncated" not in data:
             break
         cursor = {"cursor": data["next"]}
     assert made <= set(seen) and len(seen) == len(set(seen)) == data["total"]
