@@ -1,7 +1,7 @@
 """Golden cases: what an operation makes of what a target says, as data in `cases/<operation>/<case>.yaml`.
 
 A case holds `arguments`, `replies` (argv, stdout, stderr, status of each command that the operation may run) and either
-`data`, the answer's fields that must be so, or `error`, the code.
+`data`, the answer's fields that must be so, or `error`, the code, with a part of its `hint` and its `details`.
 """
 
 from pathlib import Path
@@ -28,6 +28,8 @@ def test_golden_case(path: Path) -> None:
         with pytest.raises(GatewayError) as caught:
             run(operation.function(shell, **values))  # type: ignore[arg-type]
         assert caught.value.code == case["error"]
+        assert case.get("hint", "") in (caught.value.hint or "")
+        assert_holds(caught.value.details or {}, case.get("details", {}))
         return
     answer: Any = run(operation.function(shell, **values))  # type: ignore[arg-type]
     assert shell.replies == [], "commands that were expected but not run"

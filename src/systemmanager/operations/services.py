@@ -1,1 +1,200 @@
-"""systemd units."""
+"""systemd units: how one is, and starting, stopping, enabling it."""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import Field
+
+from systemmanager.errors import (
+    CommandFailed,
+    CommandMissing,
+    NotFound,
+    PrivilegeRequired,
+    TargetError,
+    UnreadableOutput,
+    Unsupported,
+    did_you_mean,
+)
+from systemmanager.operation import Risk, operation
+from systemmanager.params import UnitName
+from systemmanager.ports import Output, Result, Shell
+
+_PROPERTIES = (
+    "Id", "Description", "LoadState", "ActiveState", "SubState", "UnitFileState", "FragmentPath", "MainPID",
+    "MemoryCurrent", "TasksCurrent", "NRestarts", "Result", "ExecMainCode", "ExecMainStatus", "StateChangeTimestamp",
+    "NeedDaemonReload",
+)  # fmt: skip
+_UTC = {"TZ": "UTC"}
+_JOURNAL_LINES = 10
+_UNSET = 2**64 - 1
+"""What systemd writes for a number that it does not have."""
+
+ServiceAction = Literal["start", "stop", "restart", "enable", "disable"]
+
+
+class UnitState(Result):
+    unit: str
+    description: str | None = None
+    active: str = Field(description="active, inactive, failed, activating, reloading ...")
+    sub: str = Field(description="More precisely: running, exited, dead, listening ...")
+    load: str
+    enabled: str | None = Field(default=None, description="At boot: enabled, disabled, static, masked ...")
+    since: str | None = Field(default=None, description="Of the last change of state.")
+    main_pid: int | None = None
+    memory: int | None = Field(default=None, description="Bytes.")
+    tasks: int | None = None
+    restarts: int | None = Field(default=None, description="By systemd itself.")
+    result: str | None = Field(default=None, description="Why it ended, where not success.")
+    exit_status: int | None = None
+    signal: int | None = None
+    file: str | None = None
+    needs_reload: bool | None = Field(default=None, description="Its file changed on disk: daemon-reload.")
+    journal: list[str] | None = Field(default=None, description="Its last lines, of a failed unit.")
+
+
+@operation(scope="system:read", capability="system:read", risk=Risk.LOW, untrusted=True)
+async def get_service_status(shell: Shell, service_name: UnitName) -> UnitState:
+    """How one systemd unit is: state, since when, memory, restarts, and its last log lines when it has failed."""
+    state = await _state(shell, service_name)
+    if state.active != "failed":
+        return state
+    return state.model_copy(update={"journal": await _journal(shell, state.unit) or None})
+
+
+@operation(
+    scope="service:write",
+    capability="service:control",
+    risk=Risk.HIGH,
+    privileged=True,
+    roles={"unit": "service_name"},
+    timeout=90,
+    untrusted=True,
+    idempotent=False,
+)
+async def manage_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> UnitState:
+    """Start, stop, restart, enable or disable one systemd unit, and say how it is afterwards."""
+    unit = (await _state(shell, service_name)).unit  # an unknown unit is answered before anything happens
+    output = await _systemctl(shell, action, "--", unit, privileged=True)
+    if output.status != 0:
+        raise await _failure(shell, action, unit, output)
+    return await get_service_status(shell, unit)
+
+
+async def _systemctl(shell: Shell, *arguments: str, privileged: bool = False) -> Output:
+    """One systemctl call, its exit status left to the caller. Raises `Unsupported` where systemd does not run."""
+    try:
+        env = None if privileged else _UTC  # through sudo it would need a right of its own
+        output = await shell.run("systemctl", *arguments, privileged=privileged, check=False, env=env)
+    except CommandMissing as error:
+        raise _no_systemd() from error
+    if "not been booted with systemd" in output.stderr or "Host is down" in output.stderr:
+        raise _no_systemd()
+    return output
+
+
+def _no_systemd() -> Unsupported:
+    return Unsupported(
+        "the target does not run systemd, so it has no units",
+        hint="Containers and distributions such as Alpine start programs in other ways.",
+    )
+
+
+async def _state(shell: Shell, unit: str) -> UnitState:
+    output = await _systemctl(shell, "show", f"--property={','.join(_PROPERTIES)}", "--", unit)
+    if output.status != 0:
+        raise _refused("show", unit, output)
+    state = parse_unit(output.stdout)
+    if state.load == "not-found":
+        raise await _unknown(shell, unit)
+    return state
+
+
+def parse_unit(text: str) -> UnitState:
+    """What `systemctl show --property=...` says of one unit."""
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if not {"Id", "LoadState", "ActiveState", "SubState"} <= fields.keys():
+        raise UnreadableOutput("systemctl show did not name the unit's state", details={"output": text[:300]})
+    return UnitState(
+        unit=fields["Id"],
+        description=fields.get("Description") if fields.get("Description") != fields["Id"] else None,
+        active=fields["ActiveState"],
+        sub=fields["SubState"],
+        load=fields["LoadState"],
+        enabled=fields.get("UnitFileState") or None,
+        since=_time(fields.get("StateChangeTimestamp", "")),
+        main_pid=_number(fields, "MainPID") or None,
+        memory=_number(fields, "MemoryCurrent"),
+        tasks=_number(fields, "TasksCurrent"),
+        restarts=_number(fields, "NRestarts") or None,
+        result=fields.get("Result") if fields.get("Result") not in ("", "success") else None,
+        exit_status=_number(fields, "ExecMainStatus") or None if fields.get("ExecMainCode") == "1" else None,
+        signal=_number(fields, "ExecMainStatus") or None if fields.get("ExecMainCode") in ("2", "3") else None,
+        file=fields.get("FragmentPath") or None,
+        needs_reload=True if fields.get("NeedDaemonReload") == "yes" else None,
+    )
+
+
+def _number(fields: dict[str, str], name: str) -> int | None:
+    value = fields.get(name, "")
+    return int(value) if value.isdecimal() and int(value) != _UNSET else None
+
+
+def _time(text: str) -> str | None:
+    """`Tue 2025-03-04 09:12:33 UTC` as ISO 8601; in another zone than UTC the text stays as it is."""
+    if not text or text in ("n/a", "0"):
+        return None
+    match = re.fullmatch(r"\w+ (\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)(?:\.\d+)? UTC", text)
+    if not match:
+        return text
+    moment = datetime.fromisoformat(f"{match[1]}T{match[2]}").replace(tzinfo=UTC)
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+async def _unknown(shell: Shell, unit: str) -> NotFound:
+    """The error for a unit that systemd does not know, with the names near it."""
+    suffix = unit.rpartition(".")[2] if "." in unit else "service"
+    listings = await asyncio.gather(
+        _systemctl(shell, "list-unit-files", "--no-legend", "--no-pager", "--full", "--plain"),
+        _systemctl(shell, "list-units", "--all", "--no-legend", "--no-pager", "--full", "--plain"),
+    )
+    words = (line.split(maxsplit=1) for output in listings for line in output.stdout.splitlines())
+    names = {found[0].removesuffix(".service") for found in words if found and found[0].endswith(f".{suffix}")}
+    return NotFound(f"systemd knows no unit {unit!r}", hint=did_you_mean(unit.removesuffix(".service"), names) or None)
+
+
+async def _journal(shell: Shell, unit: str) -> list[str]:
+    """The unit's last log lines; none where the journal may not be read."""
+    arguments = (f"--unit={unit}", f"--lines={_JOURNAL_LINES}", "--output=short-iso", "--no-pager", "--quiet", "--utc")
+    try:
+        output = await shell.run("journalctl", *arguments, privileged=True, check=False, latest=True)
+    except TargetError:
+        return []
+    return [line[:500] for line in output.stdout.splitlines()[-_JOURNAL_LINES:]] if output.status == 0 else []
+
+
+async def _failure(shell: Shell, action: str, unit: str, output: Output) -> TargetError:
+    """Why an action failed, with what the unit's log says where it did not come up."""
+    error = _refused(action, unit, output)
+    if isinstance(error, CommandFailed) and action in ("start", "restart", "stop"):
+        state = await get_service_status(shell, unit)
+        seen = {"state": f"{state.active} ({state.sub})", "result": state.result, "exit_status": state.exit_status}
+        journal = state.journal or await _journal(shell, unit)
+        error.details = {**(error.details or {}), **{k: v for k, v in seen.items() if v}, "journal": journal}
+    return error
+
+
+def _refused(action: str, unit: str, output: Output) -> TargetError:
+    if re.search(r"authentication (is )?required|Access denied|Permission denied|Not authorized", output.stderr, re.I):
+        return PrivilegeRequired(
+            f"systemd does not let the gateway {action} {unit}",
+            hint="Set sudo_policy of the target, and allow systemctl without a password in its sudoers.",
+            details={"stderr": output.stderr.strip()[-600:]},
+        )
+    masked = "is masked" in output.stderr
+    return CommandFailed(
+        f"systemctl {action} {unit} ended with exit status {output.status}",
+        hint=f"The unit is masked: `systemctl unmask {unit}` first." if masked else None,
+        details={"stderr": (output.stderr or output.stdout).strip()[-600:]},
+    )
