@@ -36,7 +36,7 @@ async def _serve(given: Settings, announce: bool) -> None:
 
     async with app.running(given) as running:
         secret = running.state.shared_secret(given)
-        server = app.build(running.gateway, app.bearer, secret=secret)
+        server = running.server(app.bearer, secret=secret)
         running.reload_on_hangup()
 
         def ready(port: int) -> None:
@@ -48,7 +48,7 @@ async def _serve(given: Settings, announce: bool) -> None:
                 terminal.announce(err, url, *_first_token(running.state, secret))
 
         try:
-            await http.serve(http.http_app(server, running.gateway, given), given, ready)
+            await http.serve(server, running.gateway, given, ready)
         except OSError as error:
             where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"
             raise ConfigError([Problem(where, f"can't listen there: {error.strerror or error}")]) from error
@@ -67,10 +67,12 @@ def stdio(given: Settings) -> None:
 
 async def _stdio(given: Settings) -> None:
     from systemmanager.server import app
+    from systemmanager.server import stdio as server_stdio
 
     async with app.running(given) as running:
+        server = running.server(app.operator)
         running.reload_on_hangup()
-        await app.build(running.gateway, app.operator).run_stdio_async(show_banner=False)
+        await server_stdio.serve(server)
 
 
 def check(path: Path | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from systemmanager import shaping
-from systemmanager.arguments import validate
+from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
     ApprovalRequired,
     CallError,
@@ -25,6 +25,7 @@ from systemmanager.errors import (
     InternalError,
     NotConfigured,
     TargetError,
+    UnknownTarget,
     UnknownTool,
     Unsupported,
     did_you_mean,
@@ -149,6 +150,34 @@ class Gateway:
             results = [_preview(call, *pair) for pair in zip(requests, decisions, strict=True)]
             return Reply(call.id, call.operation.name, results)
         return Reply(call.id, call.operation.name, await self._fan_out(call, requests, decisions, progress))
+
+    async def last_seen(self, principal: Principal, id: str) -> Reply:
+        """What the gateway last saw of one target, judged and audited as `get_system_status` on it; nothing is asked of
+        the target itself. Never raises."""
+        call_id, started = secrets.token_hex(8), time.perf_counter()
+        audited: dict[str, Any] = {"resource": f"last status of {id[:100]}"}
+        operation = CATALOGUE["get_system_status"]
+        try:
+            target = self.registry.targets.get(id)
+            if target is None:
+                raise UnknownTarget(f"there is no target {id[:100]!r}", hint="list_targets shows what there is.")
+            shared = Shared((id,), "json", False)
+            call = Call(call_id, principal, operation, {}, shared, self.registry, self._redactor, started, audited)
+            request = self._request(call, target)
+            self._count(principal, request.access.risk)
+            decision = decide(request)
+            await self.journal.decided(call, [request], [decision])
+            result = TargetReply(id, untrusted=operation.untrusted)
+            if decision.permit is None:
+                result.error = _refusal(decision).as_dict()
+                return Reply(call_id, operation.name, [result])
+            result.data = self.last_status.get(id, {"note": "not seen yet: call get_system_status"})
+            await self.journal.outcome(call, request, result)
+            return Reply(call_id, operation.name, [result])
+        except CallError as error:
+            if isinstance(error, UnknownTarget):
+                await self.journal.refused(call_id, principal, operation.name, audited, error)
+            return shaping.fault(call_id, operation.name, error)
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 

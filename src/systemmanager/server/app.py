@@ -23,7 +23,11 @@ from systemmanager.operation import CATALOGUE
 from systemmanager.request import Principal
 from systemmanager.scopes import SCOPES
 from systemmanager.server.auth.tokens import GatewayAccess, SharedSecretVerifier
-from systemmanager.server.tools import Caller, Listing, OperationTool
+from systemmanager.server.changes import Changes
+from systemmanager.server.listing import Listing
+from systemmanager.server.prompts import add_prompts
+from systemmanager.server.resources import add_resources
+from systemmanager.server.tools import Caller, OperationTool
 from systemmanager.settings import Settings, State, prepare_state
 
 INSTRUCTIONS = """\
@@ -51,7 +55,7 @@ def bearer() -> Principal:
     return access.principal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Running:
     """A gateway with what belongs to its process."""
 
@@ -59,6 +63,13 @@ class Running:
     executors: Executors
     settings: Settings
     state: State
+    changes: Changes | None = None
+
+    def server(self, caller: Caller, *, secret: str | None = None) -> FastMCP:
+        """The MCP server of this gateway; its clients hear of each reload."""
+        server = build(self.gateway, caller, secret=secret)
+        self.changes = Changes(server)
+        return server
 
     async def reload(self) -> None:
         """Read targets.yaml again: a good one replaces the registry whole; a bad one is logged, the old one stays."""
@@ -76,6 +87,8 @@ class Running:
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
         log.info("targets.yaml reloaded", source=newer.source, version=newer.version, **changes)
+        if self.changes is not None and any(changes.values()):
+            await self.changes.announce()
         await self.gateway.journal.event("reload", {**changes, "version": newer.version})
 
     def reload_on_hangup(self) -> None:
@@ -124,6 +137,8 @@ def build(gateway: Gateway, caller: Caller, *, secret: str | None = None) -> Fas
     )
     for operation in CATALOGUE.values():
         server.add_tool(OperationTool.of(operation, gateway, caller))
+    add_resources(server, gateway, caller)
+    add_prompts(server)
     server.add_transform(Listing(gateway, caller))
     _stop_relisting(server)
     return server

@@ -4,10 +4,11 @@ import asyncio
 import gc
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import structlog
 import uvicorn
@@ -23,8 +24,14 @@ from systemmanager.settings import Settings
 MAX_BODY = 1024 * 1024
 """Bytes of one request; arguments are small."""
 
-STOP_WITHIN = 5
+BODY_WITHIN = 30.0
+"""Seconds in which the body of a request must have come in."""
+
+STOP_WITHIN = 4
 """Seconds that requests in flight get when the gateway stops."""
+
+CLEAN_WITHIN = 3
+"""Seconds that cancelled requests get to end what they began on targets."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -32,7 +39,10 @@ log = structlog.get_logger("systemmanager")
 
 
 class BoundedBody:
-    """ASGI middleware: refuses a request whose body is larger than `MAX_BODY`, by its header or while it comes in."""
+    """ASGI middleware: refuses a request whose body is larger than `MAX_BODY`, by its header or while it comes in.
+
+    A body that does not come in whole within `BODY_WITHIN` is refused too: a slow client holds no slot for long.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,15 +52,19 @@ class BoundedBody:
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > MAX_BODY:
+        if not declared.isdigit() or int(declared[:20]) > MAX_BODY:
             await _too_large()(scope, receive, send)
             return
-        received, started = 0, False
+        received, whole, started, deadline = 0, False, False, time.monotonic() + BODY_WITHIN
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            if whole:
+                return await receive()
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                message = await receive()
             received += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if received > MAX_BODY:
                 raise _TooLarge
             return message
@@ -65,14 +79,80 @@ class BoundedBody:
         except _TooLarge:
             if not started:
                 await _too_large()(scope, receive, send)
+        except TimeoutError:
+            if whole or started:
+                raise
+            await _refusal(408, "body_too_slow", f"the body must come in within {BODY_WITHIN:g} s")(
+                scope, receive, send
+            )
 
 
 class _TooLarge(Exception):
     pass
 
 
+def _refusal(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
+
+
 def _too_large() -> Response:
-    return JSONResponse({"error": {"code": "body_too_large", "message": f"at most {MAX_BODY} bytes"}}, status_code=413)
+    return _refusal(413, "body_too_large", f"at most {MAX_BODY} bytes")
+
+
+class OneCredential:
+    """ASGI middleware: refuses a request that could mean two callers, so that no proxy and gateway ever disagree."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = sum(name == b"authorization" for name, _ in scope["headers"])
+            if given > 1 or "access_token" in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+                message = "give one Authorization header, and no token in the address"
+                refusal = _refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class Standing:
+    """ASGI middleware: ends streams that would stand open for ever, once the gateway stops.
+
+    They carry notifications only: the old era's GET stream, the new era's `subscriptions/listen`.
+    """
+
+    def __init__(self, app: ASGIApp, stop: asyncio.Event) -> None:
+        self._app = app
+        self._stop = stop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._stands(scope):
+            await self._app(scope, receive, send)
+            return
+        open_response = False
+
+        async def watched(message: Message) -> None:
+            nonlocal open_response
+            open_response = message["type"] == "http.response.start" or bool(message.get("more_body"))
+            await send(message)
+
+        async def receive_or_stop() -> Message:
+            arriving = asyncio.ensure_future(receive())
+            stopping = asyncio.ensure_future(self._stop.wait())
+            try:
+                await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                return arriving.result() if arriving.done() else {"type": "http.disconnect"}
+            finally:
+                arriving.cancel()
+                stopping.cancel()
+
+        await self._app(scope, receive_or_stop, watched)
+        if open_response and self._stop.is_set():
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _stands(self, scope: Scope) -> bool:
+        return scope["method"] == "GET" or (b"mcp-method", b"subscriptions/listen") in scope["headers"]
 
 
 def accepted_hosts(settings: Settings) -> list[str]:
@@ -83,27 +163,37 @@ def accepted_hosts(settings: Settings) -> list[str]:
     return sorted({variant for name in names for variant in (name, f"{name}:*")})
 
 
-def http_app(server: FastMCP, gateway: Gateway, settings: Settings) -> ASGIApp:
-    """The ASGI app: MCP at `/mcp`, liveness at `/healthz` (without any detail: nobody is asked who they are)."""
+def http_app(server: FastMCP, gateway: Gateway, settings: Settings, stop: asyncio.Event | None = None) -> ASGIApp:
+    """The ASGI app: MCP at `/mcp`, liveness at `/healthz` (without any detail: nobody is asked who they are).
+
+    Standing streams end when `stop` is set.
+    """
 
     @server.custom_route("/healthz", methods=["GET"])
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "degraded" if gateway.degraded else "ok"})
 
-    return server.http_app(
+    app = server.http_app(
         path="/mcp",
         middleware=[Middleware(BoundedBody)],
         host_origin_protection=True,
         allowed_hosts=accepted_hosts(settings),
     )
+    return Standing(OneCredential(app), stop or asyncio.Event())
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that leaves signals to us: its own handling ends the process before every teardown has run."""
+    """uvicorn that leaves signals to us (its own handling ends the process before every teardown has run), and that
+    waits for what it has cancelled to clean up."""
 
     @contextmanager
     def capture_signals(self) -> Any:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if tasks := list(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=CLEAN_WITHIN)
 
 
 @asynccontextmanager
@@ -149,13 +239,13 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-async def serve(app: ASGIApp, settings: Settings, ready: Callable[[int], None]) -> None:
+async def serve(server: FastMCP, gateway: Gateway, settings: Settings, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT. A second signal does not hurry: the drain is bounded by `STOP_WITHIN`."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with listening(app, settings) as port:
+    async with listening(http_app(server, gateway, settings, stop), settings) as port:
         gc.collect()
         gc.freeze()
         ready(port)

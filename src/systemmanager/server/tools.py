@@ -1,19 +1,18 @@
 """Each operation as one MCP tool: schemas, annotations, and the way of a call into the gateway."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import anyio
 from fastmcp.server.dependencies import get_context
-from fastmcp.server.transforms import GetToolNext, Transform
 from fastmcp.tools import Tool, ToolResult
-from fastmcp.utilities.versions import VersionSpec
 from mcp_types import TextContent, ToolAnnotations
 from pydantic import PrivateAttr
 
 from systemmanager.arguments import call_model
-from systemmanager.fleet import visible
 from systemmanager.gateway import Gateway
-from systemmanager.operation import CATALOGUE, Operation
+from systemmanager.operation import Operation
 from systemmanager.request import Principal
 from systemmanager.server.schemas import input_schema, output_schema
 
@@ -25,6 +24,7 @@ class OperationTool(Tool):
 
     _gateway: Gateway = PrivateAttr()
     _caller: Caller = PrivateAttr()
+    _asked: str = PrivateAttr()
 
     @classmethod
     def of(cls, operation: Operation, gateway: Gateway, caller: Caller) -> "OperationTool":
@@ -35,14 +35,20 @@ class OperationTool(Tool):
             output_schema=output_schema(operation.result),
             annotations=annotations(operation),
         )
-        return tool._bound(gateway, caller)
+        return tool._bound(gateway, caller, operation.name)
 
-    def _bound(self, gateway: Gateway, caller: Caller) -> "OperationTool":
-        self._gateway, self._caller = gateway, caller
+    @classmethod
+    def unknown(cls, name: str, gateway: Gateway, caller: Caller) -> "OperationTool":
+        """A tool that is not there: the gateway says so, and writes down who asked."""
+        tool = cls(name="unknown", description="There is no such tool.", parameters={"type": "object"})
+        return tool._bound(gateway, caller, name)
+
+    def _bound(self, gateway: Gateway, caller: Caller, asked: str) -> "OperationTool":
+        self._gateway, self._caller, self._asked = gateway, caller, asked
         return self
 
     async def run(self, arguments: dict[str, Any]) -> ToolResult:
-        reply = await self._gateway.call(self._caller(), self.name, arguments, progress=_report)
+        reply = await self._gateway.call(self._caller(), self._asked, arguments, progress=_report)
         wanted = "toon" if arguments.get("format") == "toon" else "json"
         return ToolResult(
             content=[TextContent(type="text", text=reply.text(wanted))],
@@ -52,7 +58,9 @@ class OperationTool(Tool):
 
 
 async def _report(done: int, total: int, target: str) -> None:
-    await get_context().report_progress(done, total, f"{target} answered")
+    """Progress is a courtesy: a client that has gone fails no call."""
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        await get_context().report_progress(done, total, f"{target} answered")
 
 
 def annotations(operation: Operation) -> ToolAnnotations:
@@ -63,30 +71,3 @@ def annotations(operation: Operation) -> ToolAnnotations:
         idempotent_hint=operation.idempotent,
         open_world_hint=operation.open_world,
     )
-
-
-class Listing(Transform):
-    """Shows a principal only what it can use on some target, and lets the gateway answer for names that nobody has."""
-
-    def __init__(self, gateway: Gateway, caller: Caller) -> None:
-        self._gateway, self._caller = gateway, caller
-
-    async def list_tools(self, tools: Sequence[Tool]) -> Sequence[Tool]:
-        order = {name: place for place, name in enumerate(CATALOGUE)}
-        shown = (tool for tool in tools if tool.name not in CATALOGUE or self._visible(tool.name))
-        return sorted(shown, key=lambda tool: (order.get(tool.name, -1), tool.name))
-
-    def _visible(self, tool: str) -> bool:
-        """Whether the caller can use a tool on some target. Nobody calls while the server starts: nothing is shown."""
-        try:
-            principal = self._caller()
-        except PermissionError:
-            return False
-        return tool in CATALOGUE and visible(principal, CATALOGUE[tool], list(self._gateway.registry.targets.values()))
-
-    async def get_tool(self, name: str, call_next: GetToolNext, *, version: VersionSpec | None = None) -> Tool | None:
-        found = await call_next(name, version=version)
-        if found is not None:
-            return found
-        unknown = OperationTool(name=name[:100], description="There is no such tool.", parameters={"type": "object"})
-        return unknown._bound(self._gateway, self._caller)

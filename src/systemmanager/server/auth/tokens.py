@@ -13,6 +13,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
+from systemmanager.errors import UnknownTarget
+from systemmanager.fleet import gateway_target
+from systemmanager.registry import matches
 from systemmanager.request import Principal
 from systemmanager.scopes import expand
 
@@ -24,6 +27,8 @@ SKEW = 5
 
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
+_CLAIMS = frozenset({"iss", "aud", "sub", "scope", "iat", "nbf", "exp", "jti", "targets"})
 _MAX_LENGTH = 4096
 
 
@@ -43,10 +48,12 @@ def mint(
     secret: str, subject: str, scopes: Iterable[str], ttl: int, targets: str | None = None, now: float | None = None
 ) -> str:
     """A token for `subject`. `ttl` in seconds, 15 minutes to 90 days. Raises `ValueError`, also for unknown scopes."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", subject):
+    if not _SUBJECT.fullmatch(subject):
         raise ValueError("the agent's name has 1 to 64 letters, digits, '.', '_', '@' or '-'")
     if not LEAST_TTL <= ttl <= MOST_TTL:
         raise ValueError("the ttl must be between 15m and 90d")
+    if targets is not None:
+        _readable(targets)
     issued = int(time.time() if now is None else now)
     claims: dict[str, Any] = {
         "iss": ISSUER,
@@ -101,7 +108,17 @@ def _plain_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def _readable(selector: str) -> None:
+    """Raises `ValueError` for a selector that can't be read: it would fail each call instead."""
+    try:
+        matches(selector, gateway_target())
+    except UnknownTarget as error:
+        raise ValueError(str(error)) from error
+
+
 def _principal(claims: dict[str, Any], now: float) -> Principal:
+    if unknown := claims.keys() - _CLAIMS:
+        raise BadToken(f"has claims that our tokens do not have: {sorted(unknown)[:5]}")
     if claims.get("iss") != ISSUER or claims.get("aud") != ISSUER:
         raise BadToken("was not made by or for this gateway")
     issued, begins, ends = (claims.get(name) for name in ("iat", "nbf", "exp"))
@@ -112,12 +129,14 @@ def _principal(claims: dict[str, Any], now: float) -> Principal:
     if ends <= now or ends > issued + MOST_TTL:
         raise BadToken("has expired, or would for too long not")
     subject, scope, targets = claims.get("sub"), claims.get("scope"), claims.get("targets")
-    if not isinstance(subject, str) or not subject or not isinstance(scope, str):
-        raise BadToken("lacks sub or scope as a text")
+    if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject) or not isinstance(scope, str):
+        raise BadToken("lacks sub or scope as a text of ours")
     if targets is not None and not isinstance(targets, str):
         raise BadToken("has targets that are no text")
     try:
         held = expand(scope.split())
+        if targets is not None:
+            _readable(targets)
     except ValueError as error:
         raise BadToken(str(error)) from error
     return Principal(subject, "token", held, "token", targets)
