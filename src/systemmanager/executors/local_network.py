@@ -44,7 +44,7 @@ class LocalNetwork(LocalShell, Vantage):
 
     async def ask(self, server: str, query: bytes, timeout: float) -> bytes:
         """UDP first, as every home router expects; TCP for what is cut, lost or refused."""
-        with suppress(TimeoutError, OSError, anyio.BrokenResourceError):
+        with suppress(TimeoutError, OSError):
             with anyio.fail_after(timeout / 2):
                 answer = await _datagram(server, self.dns_port, query)
             if not answer[2] & 0x02:
@@ -133,9 +133,12 @@ def _unreachable(host: str, port: int, failures: Sequence[BaseException]) -> Unr
 
 async def _datagram(server: str, port: int, query: bytes) -> bytes:
     """One question and its answer over UDP; datagrams that carry another id are dropped."""
-    async with await anyio.create_connected_udp_socket(server, port) as udp:
-        await udp.send(query)
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    loop = asyncio.get_running_loop()
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as udp:
+        udp.connect((server, port))  # so that only this server's answers come in, and its refusal too
+        await loop.sock_sendall(udp, query)
         while True:
-            answer = await udp.receive()
+            answer = await loop.sock_recv(udp, 65535)
             if len(answer) >= 12 and answer[:2] == query[:2]:
                 return answer

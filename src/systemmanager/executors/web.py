@@ -38,7 +38,7 @@ async def fetch(connect: Connect, method: str, url: str, timeout: float, *, limi
     `UnreadableOutput` and whatever `connect` raises.
     """
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     network, started = _Network(connect, timeout), time.perf_counter()
     try:
         async with httpcore.AsyncConnectionPool(trusted(), network_backend=network, max_connections=1) as pool:
@@ -52,9 +52,9 @@ async def fetch(connect: Connect, method: str, url: str, timeout: float, *, limi
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
     except TimeoutError as error:
-        raise timed_out(parts.hostname or "", port, timeout) from error
+        raise not_http(f"{host}:{port}", network.heard) if network.heard else timed_out(host, port, timeout) from error
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-        raise broken(error, f"{parts.hostname}:{port}") from error
+        raise broken(error, f"{host}:{port}", network.heard) from error
     return HttpAnswer(
         status=response.status,
         headers=_texts(response),
@@ -128,30 +128,36 @@ class Content:
 
 
 class _Network(httpcore.AsyncNetworkBackend):
-    """httpcore's network, so that every byte takes the target's own way; `took` holds the seconds of each step."""
+    """httpcore's network, so that every byte takes the target's own way.
+
+    `took` holds the seconds of each step, `heard` the beginning of what came back.
+    """
 
     def __init__(self, connect: Connect, timeout: float) -> None:
         self._connect, self._timeout = connect, timeout
         self.took: dict[str, float] = {}
+        self.heard = b""
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
         started = time.perf_counter()
         stream = await self._connect(host, port, self._timeout)
         self.took["connect"] = time.perf_counter() - started
-        return _Wire(stream, f"{host}:{port}", self.took)
+        return _Wire(stream, f"{host}:{port}", self)
 
 
 class _Wire(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: ByteStream, peer: str, took: dict[str, float]) -> None:
-        self._stream, self._peer, self._took = stream, peer, took
+    def __init__(self, stream: ByteStream, peer: str, network: _Network) -> None:
+        self._stream, self._peer, self._network = stream, peer, network
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            return await self._stream.receive(max_bytes)
+            received = await self._stream.receive(max_bytes)
         except anyio.EndOfStream:
             return b""
         except _BROKEN as error:
             raise httpcore.ReadError(str(error)) from error
+        self._network.heard = self._network.heard or received[:64]
+        return received
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
@@ -174,8 +180,8 @@ class _Wire(httpcore.AsyncNetworkStream):
         except (*_BROKEN, anyio.EndOfStream) as error:
             await self.aclose()
             raise broken(error, self._peer) from error
-        self._took["tls"] = time.perf_counter() - started
-        return _Wire(secured, self._peer, self._took)
+        self._network.took["tls"] = time.perf_counter() - started
+        return _Wire(secured, self._peer, self._network)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.extra(TLSAttribute.ssl_object, None) if info == "ssl_object" else None  # noqa: S610
@@ -190,8 +196,8 @@ def tls_facts(stream: Any) -> Mapping[str, str] | None:
     return {"protocol": secured.version() or "?", "cipher": cipher[0] if cipher else "?"}
 
 
-def broken(error: BaseException, peer: str) -> TargetError:
-    """What a failed exchange with `peer` means, for a person."""
+def broken(error: BaseException, peer: str, heard: bytes = b"") -> TargetError:
+    """What a failed exchange with `peer` means, for a person. `heard` is the beginning of what it said."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
@@ -204,6 +210,14 @@ def broken(error: BaseException, peer: str) -> TargetError:
         if any(reason in str(cause) for reason in _NOT_TLS):
             return TlsFailed(f"{peer} does not speak TLS", hint="Try http:// or another port.")
         return TlsFailed(f"the TLS handshake with {peer} failed: {cause.reason or cause.strerror or 'broken off'}")
-    if isinstance(error, httpcore.ProtocolError) and "disconnected" not in str(error):
-        return UnreadableOutput(f"{peer} answered something that is not HTTP", hint="Is it another kind of server?")
+    if heard:
+        return not_http(peer, heard)
     return ConnectionLost(f"{peer} closed the connection before it answered", hint="Is it another kind of server?")
+
+
+def not_http(peer: str, heard: bytes) -> UnreadableOutput:
+    return UnreadableOutput(
+        f"{peer} answered something that is not HTTP, or no whole header",
+        hint="Is it another kind of server?",
+        details={"began": heard.decode("ascii", "replace")},
+    )
