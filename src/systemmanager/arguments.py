@@ -15,13 +15,13 @@ from systemmanager.params import Format
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Selectors = Annotated[list[Selector], Field(max_length=1000)] | Selector
 
-_TARGET = (Selector | None, Field(default=None, description="Target id or selector; default local."))
+_TARGET = (Selector | None, Field(default=None, description="Id or selector; default local."))
 _TARGETS = (
     Selectors | None,
-    Field(default=None, description="Ids or selectors: web-*, tag:web and not env:prod, *."),
+    Field(default=None, description="Several: ids or selectors."),
 )
-_REQUIRED = (Selectors, Field(description="Ids or selectors: web-*, tag:web and not env:prod, *."))
-_FORMAT = (Format, Field(default="json", description="toon: fewer tokens."))
+_REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
+_FORMAT = (Format, Field(default="json"))
 _DRY_RUN = (bool, Field(default=False, description="Only say whether it may run."))
 
 

@@ -1,81 +1,59 @@
-"""JSON Schemas as short as they can be: every token of them is read by every model on every session."""
+"""JSON Schemas as short as they can be: every token of them is read by every model in every session.
+
+What the gateway checks anyway and a model does not need (lengths, patterns, titles, which fields are sure to be there)
+is left out; bounds of numbers, choices and descriptions of arguments stay.
+"""
 
 from typing import Any
 
 from pydantic import BaseModel
 
-_ENVELOPE_ERROR = {"type": "object"}
+_NOT_SAID = frozenset({"title", "pattern", "minLength", "maxLength", "minItems", "maxItems", "additionalProperties"})
+_NOT_SAID_OF_ANSWERS = _NOT_SAID | {"description", "default", "required", "minimum", "maximum", "enum"}
 
 
 def input_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a call's arguments, without titles and with references resolved."""
-    return _short(model.model_json_schema(mode="validation"), keep_text=True)
+    """The schema of a call's arguments."""
+    return _short(model.model_json_schema(mode="validation"), _NOT_SAID)
 
 
 def output_schema(result: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a Reply whose `data` is `result`."""
-    return {
-        "type": "object",
-        "properties": {
-            "call_id": {"type": "string"},
-            "ok": {"type": "boolean"},
-            "results": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "properties": {
-                        "target": {"type": "string"},
-                        "ok": {"type": "boolean"},
-                        "data": _or_preview(_short(result.model_json_schema(mode="serialization"), keep_text=False)),
-                        "error": {"type": "object"},
-                    },
-                },
-            },
-            "error": {"type": "object"},
-        },
-    }
+    """The schema of a Reply whose `data` is `result`; a dry run's preview and a cut answer fit it too."""
+    data = _short(result.model_json_schema(mode="serialization"), _NOT_SAID_OF_ANSWERS)
+    item = {"properties": {"target": {"type": "string"}, "data": data}}
+    return {"type": "object", "properties": {"results": {"type": "array", "items": item}}}
 
 
-def _or_preview(schema: dict[str, Any]) -> dict[str, Any]:
-    """Data may also be a dry run's preview or be cut, so that no field of it is sure to be there."""
-    return {name: value for name, value in schema.items() if name not in ("required", "additionalProperties")}
-
-
-def _short(schema: dict[str, Any], *, keep_text: bool) -> dict[str, Any]:
+def _short(schema: dict[str, Any], left_out: frozenset[str]) -> dict[str, Any]:
+    """The schema with references resolved and nulls dropped: absent fields are left out, never sent as null."""
     definitions = schema.pop("$defs", {})
-    shortened = _walk(schema, definitions, keep_text)
-    assert isinstance(shortened, dict)
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, list):
+            return [walk(child) for child in node]
+        if not isinstance(node, dict):
+            return node
+        if reference := node.get("$ref"):
+            node = definitions[reference.rpartition("/")[2]] | {key: node[key] for key in node if key != "$ref"}
+        kept = {
+            key: {name: walk(child) for name, child in value.items()} if key == "properties" else walk(value)
+            for key, value in node.items()
+            if key not in left_out and not (key == "default" and value is None)
+        }
+        return _without_null(kept if node is schema else _without_type(kept))
+
+    shortened: dict[str, Any] = walk(schema)
     return shortened
 
 
-def _walk(node: Any, definitions: dict[str, Any], keep_text: bool) -> Any:
-    if isinstance(node, list):
-        return [_walk(child, definitions, keep_text) for child in node]
-    if not isinstance(node, dict):
-        return node
-    if reference := node.get("$ref"):
-        node = {**definitions[reference.rpartition("/")[2]], **{key: node[key] for key in node if key != "$ref"}}
-    result: dict[str, Any] = {}
-    for key, value in node.items():
-        if key == "title" and isinstance(value, str):
-            continue
-        if key == "description" and isinstance(value, str) and not keep_text:
-            continue
-        if key == "default" and (value is None or not keep_text):
-            continue
-        if key == "properties":
-            result[key] = {name: _walk(child, definitions, keep_text) for name, child in value.items()}
-        elif key in ("required", "additionalProperties") and not keep_text:
-            continue
-        else:
-            result[key] = _walk(value, definitions, keep_text)
-    return _without_null(result)
+def _without_type(node: dict[str, Any]) -> dict[str, Any]:
+    """Properties mean an object, and choices their own type."""
+    return {key: node[key] for key in node if key != "type"} if node.keys() & {"properties", "enum"} else node
 
 
 def _without_null(node: dict[str, Any]) -> dict[str, Any]:
-    """`T or null` as `T`: absent fields are left out, never sent as null."""
-    branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
-    if not branches or len(branches) == len(node["anyOf"]):
+    if "anyOf" not in node:
         return node
+    branches = [branch for branch in node["anyOf"] if branch != {"type": "null"}]
     rest = {key: value for key, value in node.items() if key != "anyOf"}
     return {**branches[0], **rest} if len(branches) == 1 else {"anyOf": branches, **rest}

@@ -8,6 +8,7 @@ import anyio
 from fastmcp.server.dependencies import get_context
 from fastmcp.tools import Tool, ToolResult
 from mcp_types import TextContent, ToolAnnotations
+from mcp_types import Tool as MCPTool
 from pydantic import PrivateAttr
 
 from systemmanager.arguments import call_model
@@ -47,6 +48,12 @@ class OperationTool(Tool):
         self._gateway, self._caller, self._asked = gateway, caller, asked
         return self
 
+    def to_mcp_tool(self, **overrides: Any) -> MCPTool:
+        """The tool on the wire, without fastmcp's own tags: they say nothing to a model."""
+        tool = super().to_mcp_tool(**overrides)
+        tool.meta = None
+        return tool
+
     async def run(self, arguments: dict[str, Any]) -> ToolResult:
         reply = await self._gateway.call(self._caller(), self._asked, arguments, progress=_report)
         wanted = "toon" if arguments.get("format") == "toon" else "json"
@@ -64,10 +71,11 @@ async def _report(done: int, total: int, target: str) -> None:
 
 
 def annotations(operation: Operation) -> ToolAnnotations:
-    """What a client may assume, read from the declaration."""
+    """What a client may assume, read from the declaration. The last two mean something for tools that change only."""
+    changes = operation.mutates
     return ToolAnnotations(
-        read_only_hint=not operation.mutates,
-        destructive_hint=operation.mutates and operation.access.risk in ("high", "critical"),
-        idempotent_hint=operation.idempotent,
+        read_only_hint=not changes,
+        destructive_hint=operation.access.risk in ("high", "critical") if changes else None,
+        idempotent_hint=operation.idempotent if changes else None,
         open_world_hint=operation.open_world,
     )
