@@ -214,6 +214,14 @@ class EngineRefused(TargetError):
     code = "engine_refused"
 
 
+class RolledBack(TargetError):
+    code = "rolled_back"
+
+
+class RollbackFailed(TargetError):
+    code = "rollback_failed"
+
+
 class UnreadableOutput(TargetError):
     code = "unreadable_output"
 

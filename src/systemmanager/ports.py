@@ -295,6 +295,8 @@ class Docker(Protocol):
 
     async def connect(self, network: str, name: str, endpoint: Mapping[str, Any]) -> None: ...
 
+    async def disconnect(self, network: str, name: str) -> None: ...
+
 
 # --- Http ------------------------------------------------------------------------------------------------------------
 

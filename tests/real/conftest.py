@@ -2,5 +2,6 @@
 
 from tests.real.engine import containers, engine, image
 from tests.real.openssh import ssh_server, ssh_servers
+from tests.real.registry import registry
 
-__all__ = ["containers", "engine", "image", "ssh_server", "ssh_servers"]
+__all__ = ["containers", "engine", "image", "registry", "ssh_server", "ssh_servers"]

@@ -107,6 +107,9 @@ class EngineDocker:
         body = {"Container": name, "EndpointConfig": dict(endpoint)}
         await self._ask("POST", "/networks/{0}/connect", network, body=body)
 
+    async def disconnect(self, network: str, name: str) -> None:
+        await self._ask("POST", "/networks/{0}/disconnect", network, body={"Container": name})
+
     async def _of_container(self, method: str, path: str, name: str, query: Mapping[str, Any] | None = None) -> Any:
         try:
             return await self._ask(method, path, name, query=query)

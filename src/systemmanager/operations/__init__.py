@@ -12,6 +12,7 @@ AREAS = (
     "web",
     "routes",
     "containers",
+    "container_update",
     "images",
     "files",
     "services",
