@@ -76,9 +76,12 @@ def finished(output: Output, *, check: bool, partial: bool, limit: int, latest: 
     if output.argv[0] == "sudo" and output.status == 1 and "sudo:" in output.stderr:
         if "command not found" in output.stderr:
             raise command_missing(program)
+        variable = "set the following environment variables" in output.stderr
         raise PrivilegeRequired(
-            f"sudo does not let the gateway run {program}",
-            hint="Allow it without a password in sudoers, or change sudo_policy.",
+            f"sudo does not let the gateway run {program}{' with its environment' if variable else ''}",
+            hint="Write `NOPASSWD: SETENV:` before it in sudoers."
+            if variable
+            else "Allow it without a password in sudoers, or change sudo_policy.",
             details={"stderr": tail(output.stderr)},
         )
     if output.status == 127 and not output.stdout and ("not found" in output.stderr or "No such file" in output.stderr):

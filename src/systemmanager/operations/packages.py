@@ -1,1 +1,126 @@
-"""Packages by apt and dnf."""
+"""Packages of a target: which updates wait, updating, installing. apt and dnf."""
+
+import asyncio
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from systemmanager.operation import Risk, operation
+from systemmanager.operations import package_parsers as parse
+from systemmanager.operations.package_parsers import PackageChange
+from systemmanager.operations.package_tools import PackageTool, package_tool
+from systemmanager.params import PackageName
+from systemmanager.ports import Page, Shell
+
+SIMULATED = "Nothing was changed: auto_approve=true does it."
+
+
+def _installs(name: str) -> str:
+    if name.endswith("-") or (name.endswith("+") and not name.endswith("++")):
+        raise ValueError("must not end with '-' or '+': apt would read that as an order to remove or to install")
+    return name
+
+
+InstallName = Annotated[PackageName, AfterValidator(_installs)]
+AutoApprove = Annotated[bool, Field(description="true: do it; false: only show what would change.")]
+
+
+class Updates(Page):
+    tool: str
+    security: int = Field(description="How many of them close security holes.")
+    packages: list[PackageChange] = Field(description="Security updates first.")
+    held_back: list[str] | None = None
+    reboot_required: bool | None = None
+    lists_from: str | None = Field(default=None, description="When the target last asked its package sources.")
+
+
+class PackageWork(Page):
+    tool: str
+    applied: bool
+    packages: list[PackageChange]
+    held_back: list[str] | None = None
+    reboot_required: bool | None = None
+    note: str | None = None
+
+
+@operation(scope="system:read", capability="system:read", risk=Risk.LOW, timeout=120)
+async def check_system_updates(shell: Shell) -> Updates:
+    """Which package updates wait, which of them are for security, and whether a reboot is due. Changes nothing."""
+    tool = await package_tool(shell)
+    plan, traces = await asyncio.gather(tool.updates(), tool.traces())
+    packages = parse.security_first(plan.changes)
+    return Updates(
+        tool=tool.name,
+        total=len(packages),
+        security=sum(bool(package.security) for package in packages),
+        packages=packages,
+        held_back=plan.held_back or None,
+        reboot_required=traces.reboot,
+        lists_from=traces.lists_from,
+    )
+
+
+@operation(
+    scope="system:admin", capability="system:admin", risk=Risk.CRITICAL, privileged=True, timeout=1800, open_world=True
+)
+async def update_system_packages(shell: Shell, auto_approve: AutoApprove = False) -> PackageWork:
+    """Update all packages of a machine."""
+    tool = await package_tool(shell)
+    return await (_applied(tool, None) if auto_approve else _simulated(tool, None))
+
+
+@operation(
+    scope="system:admin",
+    capability="system:admin",
+    risk=Risk.CRITICAL,
+    privileged=True,
+    timeout=1800,
+    selection="required",
+    open_world=True,
+)
+async def update_packages(shell: Shell) -> PackageWork:
+    """Update all packages on several machines at once."""
+    return await _applied(await package_tool(shell), None)
+
+
+@operation(
+    scope="system:admin", capability="system:admin", risk=Risk.CRITICAL, privileged=True, timeout=1800, open_world=True
+)
+async def install_package(shell: Shell, package_name: InstallName, auto_approve: AutoApprove = False) -> PackageWork:
+    """Install one package, or bring it to its newest version."""
+    tool = await package_tool(shell)
+    return await (_applied(tool, package_name) if auto_approve else _simulated(tool, package_name))
+
+
+async def _simulated(tool: PackageTool, package: str | None) -> PackageWork:
+    plan = await tool.plan(package)
+    packages = parse.security_first(plan.changes)
+    return PackageWork(
+        tool=tool.name,
+        applied=False,
+        total=len(packages),
+        packages=packages,
+        held_back=plan.held_back or None,
+        note=SIMULATED if packages else "Nothing is to be done.",
+    )
+
+
+async def _applied(tool: PackageTool, package: str | None) -> PackageWork:
+    """Do it, and say what is different afterwards: by the packages installed, not by what the tool printed."""
+    note = await tool.refresh()
+    before = await tool.installed()
+    output = await tool.apply(package)
+    changes = parse.changed(before, await tool.installed())
+    if output.status != 0:
+        error = parse.failure(tool.name, f"install {package}" if package else "update the packages", output)
+        error.details = {**(error.details or {}), "changed_before_that": len(changes)}
+        raise error
+    traces = await tool.traces()
+    return PackageWork(
+        tool=tool.name,
+        applied=True,
+        total=len(changes),
+        packages=changes,
+        reboot_required=traces.reboot,
+        note=note if changes or note else "Everything was up to date.",
+    )
