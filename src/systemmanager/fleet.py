@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from systemmanager import __version__
 from systemmanager.arguments import validate
 from systemmanager.audit.log import query
-from systemmanager.errors import NotFound, did_you_mean
+from systemmanager.errors import AuditUnavailable, NotFound, UnknownTarget, did_you_mean
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.ports import Json
-from systemmanager.registry import matches
 from systemmanager.request import Principal
+from systemmanager.selectors import matches
 from systemmanager.target import EXECUTOR_PORTS, LocalTarget, Target
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def usable(principal: Principal, operation: Operation, target: Target) -> bool:
     """Whether any use of the operation is within the principal's scopes and the target's capabilities and ports."""
     return (
         operation.port in EXECUTOR_PORTS[target.executor]
-        and (principal.targets is None or matches(principal.targets, target))
+        and (principal.targets is None or _granted(principal, target))
         and any(
             _any(access.scopes, principal.scopes) and _any(access.capabilities, target.offers)
             for access in operation.accesses
@@ -44,6 +44,13 @@ def visible(principal: Principal, operation: Operation, targets: Sequence[Target
     if operation.selection == "none" or operation.without_targets:
         return any(_any(access.scopes, principal.scopes) for access in operation.accesses)
     return any(usable(principal, operation, target) for target in targets)
+
+
+def _granted(principal: Principal, target: Target) -> bool:
+    try:
+        return principal.targets is None or matches(principal.targets, target)
+    except UnknownTarget:
+        return False
 
 
 def _any(needed: tuple[str, ...], held: frozenset[str]) -> bool:
@@ -59,7 +66,8 @@ class FleetView:
 
     def targets(self, selector: str | None = None) -> list[Json]:
         registry = self._gateway.registry
-        chosen = registry.select([selector]) if selector else list(registry.targets.values())
+        granted = self._principal.targets
+        chosen = registry.select([selector], granted) if selector else list(registry.targets.values())
         return [row for target in chosen if (row := self._row(target)) is not None]
 
     def _row(self, target: Target) -> Json | None:
@@ -83,25 +91,26 @@ class FleetView:
         if operation is None:
             raise NotFound(f"there is no tool {tool!r}", hint=did_you_mean(tool, CATALOGUE))
         own, _ = validate(operation, {**arguments, **_selection(operation, target)})
+        gateway, principal = self._gateway, self._principal
+        targets = gateway.chosen(principal, operation, (target,), gateway.registry)
         rows = []
-        for chosen in self._gateway.chosen(operation, (target,)):
-            decision = self._gateway.decision(self._principal, operation, own, chosen)
-            fixes = [verdict.fix for verdict in decision.verdicts if verdict.answer != "allow" and verdict.fix]
-            rows.append(
-                {
-                    "target": chosen.id,
-                    "answer": decision.answer.value,
-                    "verdicts": [
-                        {"rule": verdict.rule, "answer": verdict.answer.value, "reason": verdict.reason}
-                        for verdict in decision.verdicts
-                    ],
-                    "grant": fixes,
-                }
-            )
-        return {"tool": tool, "principal": self._principal.subject, "results": rows}
+        for chosen, decision in zip(targets, gateway.explain(principal, operation, own, targets), strict=True):
+            row: Json = {"target": chosen.id, "answer": decision.answer.value}
+            row["verdicts"] = [
+                {"rule": verdict.rule, "answer": verdict.answer.value, "reason": verdict.reason}
+                for verdict in decision.verdicts
+            ]
+            if fixes := [verdict.fix for verdict in decision.verdicts if verdict.answer != "allow" and verdict.fix]:
+                row["grant"] = fixes
+            rows.append(row)
+        return {"tool": tool, "principal": principal.subject, "results": rows}
 
     def audit(self, **filters: Any) -> Iterator[Json]:
-        return query(self._gateway.journal.log.path, **filters)
+        path = self._gateway.journal.log.path
+        try:
+            yield from query(path, **filters)
+        except OSError as error:
+            raise AuditUnavailable(f"the audit log can't be read: {error.strerror or error}") from error
 
     def health(self) -> Json:
         gateway = self._gateway

@@ -18,6 +18,7 @@ from systemmanager import shaping
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
     ApprovalRequired,
+    AuditUnavailable,
     CallError,
     DeadlineExceeded,
     Denied,
@@ -31,12 +32,12 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
-from systemmanager.journal import Call, Journal
+from systemmanager.journal import Call, Entry, Journal
 from systemmanager.operation import CATALOGUE, Operation, Risk
 from systemmanager.policy.gate import decide
 from systemmanager.redaction import Redactor
-from systemmanager.registry import Registry, matches
-from systemmanager.request import Answer, Decision, Load, Permit, Principal, Request
+from systemmanager.registry import Registry
+from systemmanager.request import Answer, Decision, Load, Permit, Principal, Request, Verdict
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import EXECUTOR_PORTS, Target
 
@@ -45,6 +46,8 @@ Progress = Callable[[int, int, str], Awaitable[None]]
 Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
 
 GLOBAL_SLOTS = 256
+PROGRESS_PATIENCE = 2.0
+"""Seconds that a client may take to receive one progress message before it gets no more of them."""
 
 log = structlog.get_logger("systemmanager")
 
@@ -61,7 +64,7 @@ class Gateway:
     """The control plane: everything that a call goes through. A Gateway belongs to one event loop.
 
     `open` gives the port that a Permit is for; `root` says whether the gateway itself runs as root; `degraded` holds
-    what is wrong with the gateway, by name, for `health_check`.
+    what is wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's.
     """
 
     registry: Registry
@@ -70,20 +73,22 @@ class Gateway:
     root: bool = False
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
+    secrets: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._slots: dict[str, _Slots] = {}
         self._global = asyncio.Semaphore(GLOBAL_SLOTS)
         self._recent: dict[tuple[str, Risk], deque[float]] = {}
-        self._redactor = Redactor(self.registry.secrets)
         self.journal.degraded = self.degraded
         self.last_status: dict[str, dict[str, Any]] = {}
+        self.replace_registry(self.registry)
 
     def replace_registry(self, registry: Registry) -> None:
         """Put a new registry in place; calls in flight keep the one they began with."""
         self.registry = registry
-        self._redactor = Redactor(registry.secrets)
+        self._redactor = Redactor(registry.secrets | self.secrets)
         self.last_status = {id: seen for id, seen in self.last_status.items() if id in registry.targets}
+        self._slots = {id: slots for id, slots in self._slots.items() if slots.running or id in registry.targets}
 
     async def call(
         self,
@@ -99,57 +104,68 @@ class Gateway:
         `progress` is told after each target of many. `approve` is asked for the requests that need a person's yes and
         answers who said it, or None.
         """
-        call_id, started = secrets.token_hex(8), time.perf_counter()
-        with structlog.contextvars.bound_contextvars(call_id=call_id):
+        started, redactor = time.perf_counter(), self._redactor
+        entry = Entry(secrets.token_hex(8), principal, redactor.text(tool[:100]), _audited(redactor, arguments))
+        with structlog.contextvars.bound_contextvars(call_id=entry.call_id):
             try:
-                call = await self._begin(call_id, principal, tool, arguments, started)
-                reply = await self._run(call, progress, approve)
-                return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
+                call = self._begin(entry, tool, arguments, started)
+                requests, decisions = await self._decisions(call, approve)
             except CallError as error:
-                return shaping.fault(call_id, tool[:100], error)
+                return await self._refused(entry, error)
+            except asyncio.CancelledError:
+                await self.journal.refused(
+                    entry, "cancelled", "the caller cancelled or went away before it was decided"
+                )
+                raise
             except Exception:
-                log.exception("call failed by a defect", tool=tool[:100])
-                return shaping.fault(call_id, tool[:100], InternalError("the gateway failed on this call"))
+                log.exception("call failed by a defect", tool=entry.tool)
+                return await self._refused(entry, InternalError("the gateway failed on this call"))
+            try:
+                await self.journal.decided(call, requests, decisions)
+                reply = Reply(entry.call_id, entry.tool, await self._results(call, requests, decisions, progress))
+                return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
+            except AuditUnavailable as error:
+                return shaping.fault(entry.call_id, entry.tool, error.as_dict())
+            except Exception:
+                log.exception("call failed by a defect", tool=entry.tool)
+                defect = InternalError("the gateway failed on this call")
+                return shaping.fault(entry.call_id, entry.tool, defect.as_dict())
+
+    async def _refused(self, entry: Entry, error: GatewayError) -> Reply:
+        shown = self._redactor.value(error.as_dict())
+        await self.journal.refused(entry, error.code, shown["message"])
+        return shaping.fault(entry.call_id, entry.tool, shown)
 
     # --- 1, 2: arguments and targets ----------------------------------------------------------------------------------
 
-    async def _begin(
-        self, call_id: str, principal: Principal, tool: str, raw: Mapping[str, Any], started: float
-    ) -> Call:
-        redactor, registry = self._redactor, self.registry
-        audited = shaping.clip(redactor.value(dict(raw)))
-        try:
-            operation = CATALOGUE.get(tool)
-            if operation is None:
-                raise UnknownTool(f"there is no tool {tool[:100]!r}", hint=did_you_mean(tool[:100], CATALOGUE))
-            arguments, shared = validate(operation, raw)
-        except CallError as error:
-            await self.journal.refused(call_id, principal, tool[:100], audited, error)
-            raise
-        return Call(call_id, principal, operation, arguments, shared, registry, redactor, started, audited)
+    def _begin(self, entry: Entry, tool: str, raw: Mapping[str, Any], started: float) -> Call:
+        operation = CATALOGUE.get(tool)
+        if operation is None:
+            raise UnknownTool(f"there is no tool {entry.tool!r}", hint=did_you_mean(tool[:100], CATALOGUE))
+        arguments, shared = validate(operation, raw)
+        return Call(entry, operation, arguments, shared, self.registry, self._redactor, started)
 
-    def chosen(self, operation: Operation, expressions: Sequence[str] | None) -> list[Target]:
+    def chosen(
+        self, principal: Principal, operation: Operation, expressions: Sequence[str] | None, registry: Registry
+    ) -> list[Target]:
         """The targets that a call means. Raises `UnknownTarget`."""
-        if operation.selection == "none" or (operation.without_targets and expressions in (None, (GATEWAY,))):
+        if operation.selection == "none":
             return [gateway_target()]
-        return self.registry.select(expressions or ("local",))
+        if operation.without_targets and (
+            expressions is None or (tuple(expressions) == (GATEWAY,) and GATEWAY not in registry.targets)
+        ):
+            return [gateway_target()]
+        return registry.select(expressions or ("local",), principal.targets)
 
-    async def _run(self, call: Call, progress: Progress | None, approve: Approve | None) -> Reply:
-        try:
-            targets = self.chosen(call.operation, call.shared.targets)
-        except CallError as error:
-            await self.journal.refused(call.id, call.principal, call.operation.name, call.audited, error)
-            raise
-        requests = [self._request(call, target) for target in targets]
-        self._count(call.principal, requests[0].access.risk)
-        decisions = [decide(request) for request in requests]
+    async def _decisions(self, call: Call, approve: Approve | None) -> tuple[list[Request], list[Decision]]:
+        targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
+        requests = self.requests(call.principal, call.operation, call.arguments, targets, call.registry, call=call)
+        decisions = [_decide(request) for request in requests]
+        if any(decision.permit is not None or decision.against.code != "rate_limited" for decision in decisions):
+            self._count(call.principal, requests[0].access.risk)
         if approve is not None and not call.shared.dry_run:
-            requests, decisions = await _ask(requests, decisions, approve)
-        await self.journal.decided(call, requests, decisions)
-        if call.shared.dry_run:
-            results = [_preview(call, *pair) for pair in zip(requests, decisions, strict=True)]
-            return Reply(call.id, call.operation.name, results)
-        return Reply(call.id, call.operation.name, await self._fan_out(call, requests, decisions, progress))
+            return await _ask(requests, decisions, approve)
+        return requests, decisions
 
     async def last_seen(self, principal: Principal, id: str) -> Reply:
         """What the gateway last saw of one target, judged and audited as `get_system_status` on it; nothing is asked of
@@ -181,39 +197,45 @@ class Gateway:
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 
-    def decision(
-        self, principal: Principal, operation: Operation, arguments: Mapping[str, Any], target: Target
-    ) -> Decision:
-        """What the gate would say now; for explanations, nothing is counted."""
-        return decide(self._question("explain", principal, operation, arguments, target, self.registry))
-
-    def _request(self, call: Call, target: Target) -> Request:
-        question = self._question(call.id, call.principal, call.operation, call.arguments, target, call.registry)
-        return replace(question, dry_run=True) if call.shared.dry_run else question
-
-    def _question(
+    def requests(
         self,
-        call_id: str,
         principal: Principal,
         operation: Operation,
         arguments: Mapping[str, Any],
-        target: Target,
+        targets: Sequence[Target],
         registry: Registry,
-    ) -> Request:
-        slots = self._slots.get(target.id)
-        own = target.id == GATEWAY and target is gateway_target()
-        return Request(
-            call_id=call_id,
-            principal=principal,
-            operation=operation,
-            access=operation.access_for(arguments),
-            arguments=arguments,
-            target=target,
-            via=() if own else registry.route(target),
-            selected=own or principal.targets is None or matches(principal.targets, target),
-            load=Load(self._recent_calls(principal.subject), slots.running if slots else 0),
-            root=self.root if target.executor == "local" else getattr(target.connection, "username", None) == "root",
-        )
+        *,
+        call: Call | None = None,
+    ) -> list[Request]:
+        """What the gate is asked, per target. Without a `call` it is for an explanation: nothing is counted."""
+        access, recent = operation.access_for(arguments), self._recent_calls(principal.subject)
+        granted = None if principal.targets is None else registry.granted(principal.targets)
+        found = []
+        for target in targets:
+            slots, own = self._slots.get(target.id), target is gateway_target()
+            request = Request(
+                call_id=call.id if call else "explain",
+                principal=principal,
+                operation=operation,
+                access=access,
+                arguments=arguments,
+                target=target,
+                via=() if own else registry.route(target),
+                selected=own or granted is None or target.id in granted,
+                load=Load(recent, slots.running if slots else 0),
+                root=self.root
+                if target.executor == "local"
+                else getattr(target.connection, "username", None) == "root",
+                dry_run=call.shared.dry_run if call else False,
+            )
+            found.append(request)
+        return found
+
+    def explain(
+        self, principal: Principal, operation: Operation, arguments: Mapping[str, Any], targets: Sequence[Target]
+    ) -> list[Decision]:
+        """What the gate would say now."""
+        return [_decide(one) for one in self.requests(principal, operation, arguments, targets, self.registry)]
 
     def _recent_calls(self, subject: str) -> dict[Risk, int]:
         horizon, counts = self.clock() - 60, {}
@@ -232,61 +254,72 @@ class Gateway:
 
     # --- 5, 6, 7, 8: deadline, slots, port, operation, redaction ------------------------------------------------------
 
-    async def _fan_out(
+    async def _results(
         self, call: Call, requests: list[Request], decisions: list[Decision], progress: Progress | None
     ) -> list[TargetReply]:
-        if len(requests) == 1:
-            return [await self._on_target(call, requests[0], decisions[0])]
-        done = 0
+        pairs = list(zip(requests, decisions, strict=True))
+        if call.shared.dry_run:
+            return [_preview(call, *pair) for pair in pairs]
+        if len(pairs) == 1:
+            return [await self._on_target(call, *pairs[0])]
+        told = _Told(progress, len(pairs))
 
         async def one(request: Request, decision: Decision) -> TargetReply:
-            nonlocal done
             result = await self._on_target(call, request, decision)
-            done += 1
-            if progress is not None:
-                await progress(done, len(requests), request.target.id)
+            await told.one_more(request.target.id)
             return result
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*pair)) for pair in zip(requests, decisions, strict=True)]
+            tasks = [group.create_task(one(*pair)) for pair in pairs]
         return [task.result() for task in tasks]
 
     async def _on_target(self, call: Call, request: Request, decision: Decision) -> TargetReply:
         result = TargetReply(request.target.id, untrusted=call.operation.untrusted)
         if decision.permit is None:
-            result.error = _refusal(decision).as_dict()
+            result.error = call.redactor.value(_refusal(decision).as_dict())
             return result
         slots = self._slots_of(request.target)
         slots.running += 1
         try:
-            result.data = await self._within_deadline(call, decision.permit, slots)
+            result.data = await self._within_deadline(call, request.target, decision.permit, slots)
         except GatewayError as error:
             result.error = call.redactor.value(error.as_dict())
         except asyncio.CancelledError:
-            result.error = {"code": "cancelled", "message": "the caller cancelled or went away"}
-            raise
+            result.error = {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}
+            if _being_cancelled():
+                raise
+            # Not this call was cancelled but something that the operation waited for.
+            result.error = self._defect(call, request)
         except Exception:
-            log.exception("operation failed by a defect", tool=call.operation.name, target=request.target.id)
-            result.error = InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
+            result.error = self._defect(call, request)
         finally:
             slots.running -= 1
             result.elapsed_ms = call.elapsed_ms
             await self.journal.outcome(call, request, result)
-        self._remember(call, result)
+        self._remember(call, request, result)
         return result
 
-    async def _within_deadline(self, call: Call, permit: Permit, slots: _Slots) -> dict[str, Any]:
-        own = call.on_gateway
-        if not own:
-            _check_reachable(call, permit.target)
-        function = (call.operation.without_targets if own else None) or call.operation.function
-        opened = nullcontext(FleetView(self, call.principal)) if own else self.open(permit, call.operation.port)
+    def _defect(self, call: Call, request: Request) -> dict[str, Any]:
+        """What is told of an exception that no operation may raise: its text stays in the gateway's log."""
+        log.exception("operation failed by a defect", tool=call.operation.name, target=request.target.id)
+        return InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
+
+    async def _within_deadline(self, call: Call, target: Target, permit: Permit, slots: _Slots) -> dict[str, Any]:
+        function, opened = call.operation.function, None
+        if target is gateway_target():
+            function = call.operation.without_targets or function
+            opened = nullcontext(FleetView(self, call.principal))
+        else:
+            _check_reachable(call, target)
         try:
-            async with asyncio.timeout(permit.timeout), slots.limit, self._global, opened as port:
-                answer = await function(port, **call.arguments)
+            async with asyncio.timeout(permit.timeout) as deadline, slots.limit, self._global:
+                async with opened or self.open(permit, call.operation.port) as port:
+                    answer = await function(port, **call.arguments)
         except TimeoutError as error:
+            if not deadline.expired():
+                raise
             raise DeadlineExceeded(
-                f"{permit.target.id!r} did not finish within {permit.timeout:g} s",
+                f"{target.id!r} did not finish within {permit.timeout:g} s",
                 hint="Ask for less, or raise constraints.timeout of the target.",
             ) from error
         data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
@@ -295,15 +328,55 @@ class Gateway:
     def _slots_of(self, target: Target) -> _Slots:
         size = target.constraints.concurrency
         slots = self._slots.get(target.id)
-        if slots is None or (slots.size != size and not slots.running):
+        if slots is None or slots.size != size:
             slots = self._slots[target.id] = _Slots(asyncio.Semaphore(size), size)
         return slots
 
-    def _remember(self, call: Call, result: TargetReply) -> None:
+    def _remember(self, call: Call, request: Request, result: TargetReply) -> None:
         """Each target's last status, for the resources."""
-        if call.operation.name in ("get_system_status", "health_check"):
+        if call.operation.name in ("get_system_status", "health_check") and request.target is not gateway_target():
             seen = {"at": int(self.clock()), "tool": call.operation.name}
             self.last_status[result.target] = seen | result.as_dict()
+
+
+@dataclass(slots=True)
+class _Told:
+    """How far a fan-out is, told to whoever asked; one who does not listen is not told again."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+
+    async def one_more(self, target: str) -> None:
+        self.done += 1
+        if self.progress is None:
+            return
+        try:
+            async with asyncio.timeout(PROGRESS_PATIENCE):
+                await self.progress(self.done, self.total, target)
+        except Exception as error:
+            self.progress = None
+            log.warning("progress could not be told", error=type(error).__name__)
+
+
+def _audited(redactor: Redactor, raw: Mapping[str, Any]) -> Any:
+    """The arguments as the audit log gets them: bounded before the search for secrets, and after it."""
+    return shaping.clip(redactor.value(shaping.clip(raw, 65_536)))
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _decide(request: Request) -> Decision:
+    """The gate's decision. A rule that fails is a Deny: it must not say yes by falling over."""
+    try:
+        return decide(request)
+    except Exception:
+        log.exception("a policy rule failed", tool=request.operation.name, target=request.target.id)
+        failed = Verdict("gate", Answer.DENY, "a policy rule failed on this call; nothing ran", InternalError.code)
+        return Decision((failed,), None)
 
 
 def _check_reachable(call: Call, target: Target) -> None:
@@ -320,16 +393,14 @@ async def _ask(
     requests: list[Request], decisions: list[Decision], approve: Approve
 ) -> tuple[list[Request], list[Decision]]:
     """Ask a person for what the gate answered `Ask`; the gate then decides again, on everything."""
-    waiting = {
-        request.target.id
-        for request, decision in zip(requests, decisions, strict=True)
-        if decision.answer is Answer.ASK
-    }
-    person = await approve([request for request in requests if request.target.id in waiting]) if waiting else None
-    if person is None:
+    pairs = zip(requests, decisions, strict=True)
+    waiting = [request for request, decision in pairs if decision.answer is Answer.ASK]
+    person = await approve(waiting) if waiting else None
+    if not person:
         return requests, decisions
-    asked = [replace(one, approved_by=person) if one.target.id in waiting else one for one in requests]
-    return asked, [decide(request) for request in asked]
+    ids = {request.target.id for request in waiting}
+    asked = [replace(one, approved_by=person) if one.target.id in ids else one for one in requests]
+    return asked, [_decide(request) for request in asked]
 
 
 def _preview(call: Call, request: Request, decision: Decision) -> TargetReply:
@@ -339,11 +410,13 @@ def _preview(call: Call, request: Request, decision: Decision) -> TargetReply:
         against = decision.against
         data |= {"code": against.code, "reason": against.reason}
         data |= {"fix": against.fix} if against.fix else {}
-    return TargetReply(request.target.id, data, elapsed_ms=call.elapsed_ms)
+    return TargetReply(request.target.id, call.redactor.value(data), elapsed_ms=call.elapsed_ms)
 
 
 def _refusal(decision: Decision) -> TargetError:
     against = decision.against
+    if against.code == InternalError.code:
+        return InternalError(against.reason)
     if against.answer is Answer.ASK:
         return ApprovalRequired(against.reason, hint=against.fix)
     hint = f"It would need {against.fix}." if against.fix else None

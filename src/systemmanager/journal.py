@@ -10,7 +10,7 @@ import structlog
 from systemmanager.arguments import Shared
 from systemmanager.audit.log import AuditLog
 from systemmanager.audit.record import Phase, Record
-from systemmanager.errors import AuditUnavailable, CallError
+from systemmanager.errors import AuditUnavailable
 from systemmanager.operation import Operation, Risk
 from systemmanager.redaction import Redactor
 from systemmanager.registry import Registry
@@ -21,24 +21,34 @@ log = structlog.get_logger("systemmanager")
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """What the log knows of a call before it is checked; `tool` and `arguments` are redacted and clipped."""
+
+    call_id: str
+    principal: Principal
+    tool: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """What belongs to one call while it runs; a reload does not change it."""
 
-    id: str
-    principal: Principal
+    entry: Entry
     operation: Operation
     arguments: dict[str, Any]
     shared: Shared
     registry: Registry
     redactor: Redactor
     started: float
-    audited: dict[str, Any]
 
     @property
-    def on_gateway(self) -> bool:
-        """Whether the gateway answers about itself."""
-        operation = self.operation
-        return operation.selection == "none" or (operation.without_targets is not None and self.shared.targets is None)
+    def id(self) -> str:
+        return self.entry.call_id
+
+    @property
+    def principal(self) -> Principal:
+        return self.entry.principal
 
     @property
     def elapsed_ms(self) -> int:
@@ -67,10 +77,12 @@ class Journal:
             self.degraded.pop("audit", None)
 
     def _decision(self, call: Call, request: Request, decision: Decision) -> Record:
+        arguments = call.entry.arguments
         if decision.permit is not None:
-            return self._record(call, request, "intent", arguments=call.audited)
+            return self._record(call, request, "intent", arguments=arguments)
         against = decision.against
-        return self._record(call, request, "refused", arguments=call.audited, code=against.code, reason=against.reason)
+        reason = call.redactor.text(against.reason)[:300]
+        return self._record(call, request, "refused", arguments=arguments, code=against.code, reason=reason)
 
     async def outcome(self, call: Call, request: Request, result: TargetReply) -> None:
         """How one target ended. Never raises: the effect is done, the log and `health_check` say what is missing."""
@@ -78,14 +90,18 @@ class Journal:
         record = self._record(call, request, "outcome", code=code, reason=reason, elapsed_ms=result.elapsed_ms)
         await self._try(record, durable=request.access.mutates)
 
-    async def refused(
-        self, call_id: str, principal: Principal, tool: str, arguments: dict[str, Any], error: CallError
-    ) -> None:
+    async def refused(self, entry: Entry, code: str, reason: str) -> None:
         """A call that is at fault as a whole. Never raises: nothing ran."""
-        subject, kind, now = principal.subject, principal.kind, self.clock()
-        reason = Redactor().text(error.message)[:300]
         record = Record(
-            "refused", call_id, tool, subject, kind, arguments=arguments, code=error.code, reason=reason, time=now
+            "refused",
+            entry.call_id,
+            entry.tool,
+            entry.principal.subject,
+            entry.principal.kind,
+            arguments=entry.arguments,
+            code=code,
+            reason=reason[:300],
+            time=self.clock(),
         )
         await self._try(record, durable=False)
 

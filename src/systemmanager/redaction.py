@@ -1,57 +1,33 @@
 """Secrets and terminal escapes out of everything that leaves: answers, errors, the audit log.
 
-Two sources of truth for secrets: the exact values that the gateway itself holds, and the shapes that credentials have
-(PEM blocks, JWTs, cloud and forge keys, `Authorization` values, URL userinfo, `password=...` pairs).
+Two sources of truth for secrets: the exact values that the gateway itself holds, and the shapes that credentials have.
 """
 
+import base64
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.parse import quote
+
+from systemmanager.secretshapes import HARMLESS, NAME, secret_spans
 
 MASK = "[redacted]"
 
-_SUSPECT = r"pass(?:word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|auth[_-]?key"
-_SECRET_KEY = re.compile(rf"(?:^|[_.-])(?:{_SUSPECT})(?:$|[_.-])", re.IGNORECASE)
-_SHAPES = re.compile(
-    "|".join(
-        (
-            r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)",
-            r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*",
-            r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-            r"\bgh[pousr]_[A-Za-z0-9]{30,}",
-            r"\bgithub_pat_[A-Za-z0-9_]{30,}",
-            r"\bglpat-[A-Za-z0-9_-]{20,}",
-            r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-            r"\bsk-[A-Za-z0-9_-]{20,}",
-            r"\btskey-[a-z]+-[A-Za-z0-9-]{10,}",
-            r"\bAIza[A-Za-z0-9_-]{35}",
-        )
-    )
-)
-_KEPT_PREFIX = re.compile(
-    r"(?P<keep>\b(?:authorization\s*[:=]\s*)(?:bearer|basic|token)?\s*)[^\s,;\"']+"
-    r"|(?P<keep2>\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"
-    r"|(?P<keep3>\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)"
-    rf"|(?P<keep4>[A-Za-z0-9_.-]*(?:{_SUSPECT})[A-Za-z0-9_.-]*[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]{{3,}}"
-    rf"|(?P<keep5>--?[a-z-]*(?:{_SUSPECT})[a-z-]*\s+)[^\s\"',;&-][^\s\"',;&]{{2,}}",
-    re.IGNORECASE,
-)
-# A quick look that finds whether the expensive patterns can match at all.
-_HINT = re.compile(
-    r"-----BEGIN|eyJ|AKIA|ASIA|gh[pousr]_|github_pat|glpat|xox|sk-|tskey|AIza|://[^\s/]*@|bearer|authorization"
-    rf"|{_SUSPECT}",
-    re.IGNORECASE,
-)
-# C0 without tab and newline, DEL, C1, bidi controls, zero-width, line separators, tag characters, surrogates.
+_SECRET_KEY = re.compile(rf".{{0,200}}?(?:{NAME}|(?i:authorization|cookie))", re.DOTALL)
+_OPTION = re.compile(rf"--?[\w-]{{0,40}}?{NAME}")
+# C0 without tab and newline, DEL, C1, soft hyphen, joiners and fillers, bidi controls, zero-width, line separators,
+# variation selectors but the emoji one, tag characters, surrogates.
 _INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    r"\U000e0000-\U000e007f]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff]"
 )
 
 
 def visible(text: str) -> str:
     """Control, bidi, zero-width and tag characters written out as `\\xNN` or `\\u{...}`; a CR before LF is dropped."""
-    if text.isascii() and text.isprintable():
+    if text.isprintable() and text.isascii():
         return text
     if not _INVISIBLE.search(text):
         return text
@@ -63,29 +39,72 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{{{code:x}}}"
 
 
+def _forms(secret: str) -> Iterator[str]:
+    """How an exact secret may stand in a text: as it is, line by line, in JSON, in a URL, in base64."""
+    yield secret
+    yield from secret.splitlines()
+    yield json.dumps(secret)[1:-1]
+    yield quote(secret, safe="")
+    yield base64.b64encode(secret.encode("utf-8", "surrogatepass")).decode().rstrip("=")
+
+
 class Redactor:
     """Takes secrets and escapes out of values. `known` are exact secrets; those under 6 characters are left alone."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        parts = {part for value in known for part in (value, *value.splitlines()) if len(part.strip()) >= 6}
-        ordered = sorted(parts, key=len, reverse=True)
+        long_enough = [secret for secret in known if len(secret.strip()) >= 6]
+        forms = {form for secret in long_enough for form in _forms(secret) if len(form.strip()) >= 6}
+        ordered = sorted(forms, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._keys: dict[str, tuple[str, bool]] = {}
 
     def text(self, text: str) -> str:
         """One text, clean."""
+        if len(text) < 4:
+            return visible(text)
         if self._known is not None:
             text = self._known.sub(MASK, text)
-        if _HINT.search(text):
-            text = _SHAPES.sub(MASK, text)
-            text = _KEPT_PREFIX.sub(lambda match: f"{match[match.lastgroup or 0]}{MASK}", text)
-        return visible(text)
+        pieces: list[str] = []
+        done = 0
+        for start, end in secret_spans(text):
+            pieces += (text[done:start], MASK)
+            done = end
+        return visible("".join((*pieces, text[done:])) if pieces else text)
 
-    def value(self, value: Any, key: str = "") -> Any:
-        """A JSON value with every text in it clean; a text or number under a secret's name is masked whole."""
+    def value(self, value: Any) -> Any:
+        """A JSON value with every text in it clean; a text under a secret's name is masked whole."""
+        return self._value(value, secret=False)
+
+    def _value(self, value: Any, secret: bool) -> Any:
         if isinstance(value, str):
-            return MASK if value and key and _SECRET_KEY.search(key) else self.text(value)
+            return MASK if secret and value and not HARMLESS.fullmatch(value) else self.text(value)
         if isinstance(value, dict):
-            return {self.text(name): self.value(child, name) for name, child in value.items()}
+            return self._object(value)
         if isinstance(value, list | tuple):
-            return [self.value(child, key) for child in value]
+            return self._list(value, secret)
         return value
+
+    def _object(self, values: dict[str, Any]) -> dict[str, Any]:
+        cleaned: dict[str, Any] = {}
+        for name, value in values.items():
+            key, secret = self._keys.get(name) or self._key(name)
+            while key in cleaned:
+                key += "_"
+            cleaned[key] = self._value(value, secret)
+        return cleaned
+
+    def _key(self, name: str) -> tuple[str, bool]:
+        """A key, clean, and whether it names a secret; remembered, as most keys are field names."""
+        if len(self._keys) >= 4096:
+            self._keys.clear()
+        known = self._keys[name] = (self.text(name), _SECRET_KEY.fullmatch(name[-200:]) is not None)
+        return known
+
+    def _list(self, values: Iterable[Any], secret: bool) -> list[Any]:
+        """A list's values; what follows an option such as `--password` in an argv is its value."""
+        cleaned: list[Any] = []
+        follows = False
+        for value in values:
+            cleaned.append(MASK if follows and isinstance(value, str) else self._value(value, secret))
+            follows = isinstance(value, str) and value.startswith("-") and _OPTION.fullmatch(value[:80]) is not None
+        return cleaned

@@ -1,6 +1,6 @@
-"""`targets.yaml` as one frozen registry: loading, selectors, and what a reload changed."""
+"""`targets.yaml` as one frozen registry: loading, selection, and what a reload changed."""
 
-import fnmatch
+import base64
 import hashlib
 import os
 import re
@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from systemmanager import yamlfile
 from systemmanager.errors import ConfigError, Problem, UnknownTarget, did_you_mean
-from systemmanager.target import Document, LocalTarget, Target
+from systemmanager.selectors import selector, words_of
+from systemmanager.target import BasicAuth, Document, LocalTarget, Target
 
 NAME = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+MAX_JUMPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,47 +30,75 @@ class Registry:
     secrets: frozenset[str] = frozenset()
     version: str = "built-in"
     source: str = "built-in"
+    _granted: dict[str, frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
 
-    def select(self, expressions: Iterable[str]) -> list[Target]:
+    def select(self, expressions: Iterable[str], granted: str | None = None) -> list[Target]:
         """The targets that any of the expressions names, in the registry's order.
 
         An expression is an id, a glob (`web-*`, `*`), `tag:`, `env:`, `role:` or `kind:` with a value, joined by
-        `and`, `or`, `not` and parentheses. Raises `UnknownTarget` when one of them names nothing.
+        `and`, `or`, `not` and parentheses. Raises `UnknownTarget` when an expression, or one word of it, names
+        nothing: a misspelt `not tag:porduction` must not mean everything. `granted` is the selector of whoever asks:
+        outside of it globs find nothing and hints name nothing; a plain id is left to the gate to deny.
         """
+        within = self.targets.keys() if granted is None else self.granted(granted)
         chosen: set[str] = set()
         for expression in expressions:
             if expression in self.targets:
                 chosen.add(expression)
                 continue
-            found = {id for id, target in self.targets.items() if matches(expression, target)}
+            asked = selector(expression)
+            pool = [target for id, target in self.targets.items() if id in within]
+            for word, test in asked.words.items():
+                if not any(map(test, pool)):
+                    raise self._unknown(word, within)
+            found = {target.id for target in pool if asked.matches(target)}
             if not found:
-                raise self._unknown(expression)
+                raise self._unknown(expression, within)
             chosen |= found
         if not chosen:
-            raise self._unknown("")
+            raise self._unknown("", within)
         return [target for id, target in self.targets.items() if id in chosen]
+
+    def granted(self, expression: str) -> frozenset[str]:
+        """Ids of the targets that a principal's own selector holds; nothing when it can't be read."""
+        if (known := self._granted.get(expression)) is None:
+            if len(self._granted) >= 256:
+                self._granted.clear()
+            try:
+                test = selector(expression).matches
+            except UnknownTarget:
+                known = frozenset()
+            else:
+                known = frozenset(id for id, target in self.targets.items() if test(target))
+            self._granted[expression] = known
+        return known
 
     def route(self, target: Target) -> tuple[Target, ...]:
         """The jump hosts on the way to `target`, the first one to connect to first."""
         jump = getattr(target.connection, "jump", None)
         return () if jump is None else (*self.route(self.targets[jump]), self.targets[jump])
 
-    def _unknown(self, expression: str) -> UnknownTarget:
+    def _unknown(self, expression: str, within: Iterable[str]) -> UnknownTarget:
+        pool = [self.targets[id] for id in within]
         prefix, colon, _ = expression.partition(":")
-        known = {f"{prefix}:{word}" for t in self.targets.values() for word in _words(t).get(prefix, ())}
-        names = known if colon and known else set(self.targets)
-        what = f"no target matches {expression!r}" if expression else "no target is named"
-        return UnknownTarget(what, hint=did_you_mean(expression, names) or "The registry holds no target.")
+        known = {word for target in pool for word in words_of(target) if word.startswith(f"{prefix}:")} if colon else ()
+        what = f"no target matches {expression[:100]!r}" if expression else "no target is named"
+        hint = did_you_mean(expression[:100], known or {target.id for target in pool})
+        return UnknownTarget(what, hint=hint or "The registry holds no target.")
 
     def changes(self, newer: "Registry") -> dict[str, list[str]]:
         """Ids that `newer` adds, changes and removes."""
+        both = newer.targets.keys() & self.targets.keys()
+        changed = (id for id in both if newer.targets[id] != self.targets[id] or _fault(newer, id) != _fault(self, id))
         return {
             "added": sorted(newer.targets.keys() - self.targets.keys()),
-            "changed": sorted(
-                id for id in newer.targets.keys() & self.targets.keys() if newer.targets[id] != self.targets[id]
-            ),
+            "changed": sorted(changed),
             "removed": sorted(self.targets.keys() - newer.targets.keys()),
         }
+
+
+def _fault(registry: Registry, id: str) -> str | None:
+    return registry.faults.get(id)
 
 
 def builtin() -> Registry:
@@ -79,178 +110,178 @@ def builtin() -> Registry:
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Registry:
     """Read and check a `targets.yaml`. Raises `ConfigError` with every problem and its place."""
-    data, marks, text = yamlfile.load(path)
-    where = str(path)
+    loaded = yamlfile.load(path)
+    where, data = str(path), loaded.data
     if not isinstance(data, dict):
-        raise ConfigError([Problem(where, "must hold `version` and `targets`", 1, 1)])
+        raise ConfigError(loaded.problems or [Problem(where, "must hold `version` and `targets`", 1, 1)])
     resolver = _Resolver(os.environ if environment is None else environment)
     declared = data.get("targets")
     if isinstance(declared, dict):
         data = {**data, "targets": {id: resolver.target(id, body) for id, body in declared.items()}}
-    try:
-        document = Document.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(yamlfile.problems_of(error, Document, marks, where)) from None
-    if problems := _cross_check(document, marks, where):
-        raise ConfigError(problems)
+    problems = [*loaded.problems, *_cross_check(data, loaded.marks, where)]
+    document, wrong = _validated(data, resolver)
+    problems += yamlfile.problems_of(wrong, Document, loaded, where)
+    if problems or document is None:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line, problem.column)))
     return Registry(
         targets=document.targets,
-        faults=resolver.faults,
+        faults=_with_jumps(document, resolver.faults),
         secrets=frozenset(resolver.secrets | _secrets_of(document)),
-        version=hashlib.sha256(text.encode()).hexdigest()[:12],
+        version=hashlib.sha256(loaded.text.encode()).hexdigest()[:12],
         source=where,
     )
+
+
+# What stands in for the connection of a target whose own can't be known; nothing ever opens it.
+_STAND_IN: dict[str, dict[str, str]] = {
+    "local": {},
+    "ssh": {"host": "unresolved.invalid", "username": "unresolved"},
+    "docker": {"socket_path": "/unresolved"},
+    "http": {"base_url": "http://unresolved.invalid"},
+}
+
+
+def _validated(data: dict[str, Any], resolver: "_Resolver") -> tuple[Document | None, list[ErrorDetails]]:
+    """The document, or what is wrong; what is wrong only for want of a `${NAME}` is that target's fault alone."""
+    try:
+        return Document.model_validate(data), []
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+    if kept := [details for details in found if not resolver.explains(details["loc"])]:
+        return None, kept
+    at_fault = {details["loc"][1] for details in found}
+    targets = {id: _stood_in(body) if id in at_fault else body for id, body in data["targets"].items()}
+    return Document.model_validate({**data, "targets": targets}), []
+
+
+def _stood_in(body: dict[str, Any]) -> dict[str, Any]:
+    jump = {"jump": body["connection"]["jump"]} if "jump" in body["connection"] else {}
+    return {**body, "connection": {**_STAND_IN[body["executor"]], **jump}}
 
 
 class _Resolver:
     """Puts `${NAME}` in `connection` values: a systemd credential of that name, else the environment variable."""
 
+    # A credential that names a place is no secret: to mask it would make answers unreadable.
+    _PLACES = frozenset({"host", "port", "username", "jump", "known_hosts", "host_key", "socket_path", "docker_socket"})
+
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
+        self._open: set[tuple[Any, ...]] = set()
         self.faults: dict[str, str] = {}
         self.secrets: set[str] = set()
 
     def target(self, id: str, body: Any) -> Any:
         if not isinstance(body, dict) or "connection" not in body:
             return body
-        return {**body, "connection": self._resolve(id, body["connection"])}
+        return {**body, "connection": self._resolve((id, "connection"), body["connection"])}
 
-    def _resolve(self, id: str, value: Any) -> Any:
+    def explains(self, place: tuple[Any, ...]) -> bool:
+        """Whether pydantic's complaint about `place` stands where a name is not resolved."""
+        if len(place) < 4 or place[0] != "targets":
+            return False
+        # The third part names the executor; variants of `auth` stand in between, too.
+        id, keys = place[1], place[3:]
+        return any(
+            open[0] == id and (keys == open[1:] or (keys[0], keys[-1]) == (open[1], open[-1])) for open in self._open
+        )
+
+    def _resolve(self, place: tuple[Any, ...], value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: self._resolve(id, child) for key, child in value.items()}
+            return {key: self._resolve((*place, key), child) for key, child in value.items()}
         if not isinstance(value, str):
             return value
-        return NAME.sub(lambda match: self._lookup(id, match), value)
+        return NAME.sub(lambda match: self._lookup(place, match), value)
 
-    def _lookup(self, id: str, match: re.Match[str]) -> str:
+    def _lookup(self, place: tuple[Any, ...], match: re.Match[str]) -> str:
         name = match[1]
-        if folder := self._environment.get("CREDENTIALS_DIRECTORY"):
-            try:
-                secret = Path(folder, name).read_text().rstrip("\n")
-            except (OSError, UnicodeDecodeError):
-                pass
-            else:
+        if secret := self._credential(name):
+            if place[-1] not in self._PLACES:
                 self.secrets.add(secret)
-                return secret
-        if (found := self._environment.get(name)) is not None:
+            return secret
+        if found := self._environment.get(name):
             return found
-        self.faults[id] = f"${{{name}}} is neither a credential in $CREDENTIALS_DIRECTORY nor set in the environment"
+        self._open.add(place)
+        self.faults[place[0]] = (
+            f"${{{name}}} is neither a credential in $CREDENTIALS_DIRECTORY nor set in the environment"
+        )
         return match[0]
+
+    def _credential(self, name: str) -> str | None:
+        folder = self._environment.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            return None
+        try:
+            return Path(folder, name).read_text(encoding="utf-8").rstrip("\n")
+        except (OSError, UnicodeDecodeError):
+            return None
 
 
 def _secrets_of(document: Document) -> set[str]:
-    """Values of every SecretStr field, for redaction."""
+    """Values of every SecretStr field and keys given as text, for redaction."""
     found: set[str] = set()
 
     def walk(value: Any) -> None:
         if isinstance(value, SecretStr):
             found.add(value.get_secret_value())
+        elif isinstance(value, str) and "PRIVATE KEY" in value:
+            found.add(value)
         elif hasattr(value, "__pydantic_fields__"):
             for name in type(value).__pydantic_fields__:
                 walk(getattr(value, name))
+        if isinstance(value, BasicAuth):
+            pair = f"{value.username}:{value.password.get_secret_value()}"
+            found.add(base64.b64encode(pair.encode()).decode())
 
     for target in document.targets.values():
         walk(target.connection)
     return found
 
 
-def _cross_check(document: Document, marks: yamlfile.Marks, where: str) -> list[Problem]:
+def _with_jumps(document: Document, faults: Mapping[str, str]) -> dict[str, str]:
+    """The faults, with the targets that can only be reached through one at fault."""
+    found = dict(faults)
+    for id in document.targets:
+        way = id
+        while (next_one := getattr(document.targets[way].connection, "jump", None)) is not None:
+            if next_one in faults:
+                found.setdefault(id, f"its jump host {next_one!r} can't be used: {faults[next_one]}")
+            way = next_one
+    return found
+
+
+def _cross_check(data: dict[str, Any], marks: yamlfile.Marks, where: str) -> list[Problem]:
+    """What no model of one target can see: ids that differ from their keys, jumps that lead nowhere."""
+    declared = data.get("targets")
+    bodies = {id: body for id, body in declared.items() if isinstance(body, dict)} if isinstance(declared, dict) else {}
     problems = []
-    for id, target in document.targets.items():
-        if target.id != id:
+    for id, body in bodies.items():
+        own = body.get("id")
+        if isinstance(own, str) and own != id:
             place = yamlfile.place_of(("targets", id, "id"), marks)
-            problems.append(Problem(where, f"targets.{id}.id: is {target.id!r}, but its key is {id!r}", *place))
-        jump = getattr(target.connection, "jump", None)
-        if jump is not None:
+            problems.append(Problem(where, f"targets.{id}.id: is {own[:80]!r}, but its key is {id!r}", *place))
+        if isinstance(jump := _jump(body), str) and (wrong := _wrong_jump(id, jump, bodies)):
             place = yamlfile.place_of(("targets", id, "connection", "jump"), marks)
-            if jump not in document.targets or document.targets[jump].executor != "ssh":
-                ssh = [name for name, other in document.targets.items() if other.executor == "ssh" and name != id]
-                hint = did_you_mean(jump, ssh)
-                problems.append(Problem(where, f"targets.{id}.connection.jump: no SSH target {jump!r}. {hint}", *place))
-            elif _loops(document, id):
-                problems.append(Problem(where, f"targets.{id}.connection.jump: leads back to itself", *place))
+            problems.append(Problem(where, f"targets.{id}.connection.jump: {wrong}", *place))
     return problems
 
 
-def _loops(document: Document, start: str) -> bool:
-    seen: set[str] = set()
-    id: str | None = start
-    while id is not None and id in document.targets:
-        if id in seen:
-            return True
-        seen.add(id)
-        id = getattr(document.targets[id].connection, "jump", None)
-    return False
+def _jump(body: Mapping[str, Any]) -> Any:
+    connection = body.get("connection")
+    return connection.get("jump") if isinstance(connection, dict) else None
 
 
-# --- Selectors -------------------------------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
-
-
-def _words(target: Target) -> dict[str, tuple[str, ...]]:
-    """What `tag:`, `env:`, `role:` and `kind:` compare with."""
-    metadata = target.metadata
-    return {
-        "tag": metadata.tags,
-        "env": (metadata.environment,) if metadata.environment else (),
-        "role": (metadata.role,) if metadata.role else (),
-        "kind": (target.executor,),
-    }
-
-
-def matches(expression: str, target: Target) -> bool:
-    """Whether a selector expression names `target`. Raises `UnknownTarget` when the expression can't be read."""
-    tokens = [match[1] for match in _TOKEN.finditer(expression)]
-    if not tokens or len(tokens) > 100:
-        raise UnknownTarget(f"selector {expression[:80]!r} is {'empty' if not tokens else 'too long'}", hint=_GRAMMAR)
-    result, rest = _either(tokens, target)
-    if rest:
-        raise UnknownTarget(f"selector {expression!r} can't be read at {rest[0]!r}", hint=_GRAMMAR)
-    return result
-
-
-_GRAMMAR = "Use ids, globs, tag:web, env:prod, role:db, kind:ssh, joined by and, or, not and parentheses."
-
-
-def _either(tokens: list[str], target: Target) -> tuple[bool, list[str]]:
-    result, rest = _both(tokens, target)
-    while rest and rest[0] == "or":
-        right, rest = _both(rest[1:], target)
-        result = result or right
-    return result, rest
-
-
-def _both(tokens: list[str], target: Target) -> tuple[bool, list[str]]:
-    result, rest = _one(tokens, target)
-    while rest and rest[0] == "and":
-        right, rest = _one(rest[1:], target)
-        result = result and right
-    return result, rest
-
-
-def _one(tokens: list[str], target: Target) -> tuple[bool, list[str]]:
-    if not tokens:
-        raise UnknownTarget("the selector ends where a target is expected", hint=_GRAMMAR)
-    head, rest = tokens[0], tokens[1:]
-    if head == "not":
-        result, rest = _one(rest, target)
-        return not result, rest
-    if head == "(":
-        result, rest = _either(rest, target)
-        if not rest or rest[0] != ")":
-            raise UnknownTarget("the selector lacks a ')'", hint=_GRAMMAR)
-        return result, rest[1:]
-    if head in ("and", "or", ")"):
-        raise UnknownTarget(f"the selector has {head!r} where a target is expected", hint=_GRAMMAR)
-    return _atom(head, target), rest
-
-
-def _atom(word: str, target: Target) -> bool:
-    prefix, colon, value = word.partition(":")
-    if not colon:
-        return fnmatch.fnmatchcase(target.id, word)
-    words = _words(target)
-    if prefix not in words:
-        raise UnknownTarget(f"selector {word!r}: there is no {prefix!r}:", hint=_GRAMMAR)
-    return any(fnmatch.fnmatchcase(candidate, value) for candidate in words[prefix])
+def _wrong_jump(id: str, jump: str, bodies: Mapping[str, Any]) -> str | None:
+    if NAME.search(jump):
+        return "must be written out, ${NAME} is not accepted here"
+    if jump not in bodies or bodies[jump].get("executor") != "ssh":
+        others = [name for name, body in bodies.items() if body.get("executor") == "ssh" and name != id]
+        return f"no SSH target {jump!r}. {did_you_mean(jump, others)}".rstrip()
+    way: Any = id
+    for _ in range(MAX_JUMPS + 1):
+        way = _jump(bodies[way]) if way in bodies else None
+        if not isinstance(way, str):
+            return None
+        if way == id:
+            return "leads back to itself"
+    return f"leads over more than {MAX_JUMPS} jump hosts, or in a circle"

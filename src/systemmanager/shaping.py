@@ -1,18 +1,15 @@
 """The Reply: one envelope for one target or many, bounded, as structured data and as the text that a model reads."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel
 
-from systemmanager.errors import GatewayError
-
 MAX_REPLY_BYTES = 256 * 1024
 """Clients refuse events over 1 MiB, and the answer travels twice: as text and as structured content."""
-
-_LEAST = 2048
 
 
 @dataclass(slots=True)
@@ -108,25 +105,66 @@ def _toon(body: dict[str, Any]) -> str | None:
         return None
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def compact_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)
 
 
-def fault(call_id: str, tool: str, error: GatewayError) -> Reply:
+def fault(call_id: str, tool: str, error: dict[str, Any]) -> Reply:
     """The reply to a call that is refused as a whole."""
-    return Reply(call_id, tool, error=error.as_dict())
+    return Reply(call_id, tool, error=error)
 
 
-def clip(value: Any, length: int = 2048) -> Any:
-    """A JSON value with long texts and long lists cut, for the audit log: nobody can flood a line."""
-    if isinstance(value, str):
-        return value if len(value) <= length else f"{value[:length]}... ({len(value)} characters)"
-    if isinstance(value, dict):
-        return {name[:100]: clip(child, length) for name, child in list(value.items())[:64]}
-    if isinstance(value, list | tuple):
-        kept = [clip(child, length) for child in value[:64]]
-        return kept if len(value) <= 64 else [*kept, f"... ({len(value)} items)"]
-    return value
+def clip(value: Any, budget: int = 8192, depth: int = 8) -> Any:
+    """A JSON value with at most about `budget` characters in it, and at most `depth` levels: nobody floods a line."""
+    return _Clip(budget).value(value, depth)
+
+
+class _Clip:
+    """Cuts what no longer fits; what is cut says how much there was."""
+
+    def __init__(self, budget: int) -> None:
+        self._left = budget
+
+    def value(self, value: Any, depth: int) -> Any:
+        self._left -= 4
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, dict | list | tuple):
+            if depth == 0 or self._left <= 0:
+                return f"... ({len(value)} items)" if value else value
+            return self._object(value, depth - 1) if isinstance(value, dict) else self._list(value, depth - 1)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and -(2**63) <= value < 2**64:
+            return value
+        if isinstance(value, float) and isfinite(value):
+            return value
+        return self._text(str(value) if not isinstance(value, int) else "a number of many digits")
+
+    def _text(self, text: str) -> str:
+        length = max(16, min(len(text), self._left, 2048))
+        self._left -= min(len(text), length)
+        return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+
+    def _object(self, values: dict[Any, Any], depth: int) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for name, value in values.items():
+            if self._left <= 0:
+                kept["..."] = f"{len(values)} items"
+                break
+            kept[self._text(str(name)[:100])] = self.value(value, depth)
+        return kept
+
+    def _list(self, values: Sequence[Any], depth: int) -> list[Any]:
+        kept: list[Any] = []
+        for value in values:
+            if self._left <= 0:
+                return [*kept, f"... ({len(values)} items)"]
+            kept.append(self.value(value, depth))
+        return kept
 
 
 def page_start(model: type[BaseModel], arguments: Mapping[str, Any]) -> int | None:
@@ -143,31 +181,80 @@ def bound(reply: Reply, start: int | None = None) -> Reply:
     """Cut what is too long for a client, list ends and text ends first; what is cut says so. Changes `reply`.
 
     `start` is where this page of a list began, for operations that take a `cursor`; then a cut names where to go on.
+    What small results leave of their share goes to the large ones.
     """
-    share = max(_LEAST, MAX_REPLY_BYTES // max(1, len(reply.results)))
-    for result in reply.results:
-        if result.data is not None:
-            result.data = _cut(result.data, share, start)
+    sizes = [size_of(result.as_dict()) + 1 for result in reply.results]
+    if sum(sizes) <= MAX_REPLY_BYTES:
+        return reply
+    left, waiting = MAX_REPLY_BYTES, len(sizes)
+    for size, result in sorted(zip(sizes, reply.results, strict=True), key=lambda pair: pair[0]):
+        share = max(left // waiting, 0)
+        if size > share:
+            size = _shorten(result, share, start)
+        left, waiting = left - size, waiting - 1
     return reply
 
 
+_TOO_LARGE = "too large to answer; ask for less, or for fewer targets"
+
+
+def _shorten(result: TargetReply, share: int, start: int | None) -> int:
+    """Cut one target's part to about `share` bytes; answers the bytes it has then."""
+    around = size_of(result.as_dict())
+    if result.data is not None:
+        around -= size_of(result.data)
+        result.data = _cut(result.data, max(share - around, 48), start)
+    elif result.error is not None:
+        message = str(result.error["message"])
+        kept = message[: max(80, len(message) - (around - share) - 16)]
+        result.error = {**{key: result.error[key] for key in ("code", "retryable") if key in result.error}}
+        result.error["message"] = kept if kept == message else f"{kept}..."
+    return size_of(result.as_dict()) + 1
+
+
 def _cut(data: dict[str, Any], limit: int, start: int | None) -> dict[str, Any]:
-    while (size := size_of(data)) > limit:
-        name, value = max(data.items(), key=lambda item: size_of(item[1]))
-        excess = size - limit
-        if isinstance(value, list) and len(value) > 1:
-            keep = max(1, min(len(value) - 1, int(len(value) * (1 - excess / size_of(value)))))
-            data = {**data, name: value[:keep], "truncated": True}
-            if start is not None:
-                data["next"] = str(start + keep)
-        elif isinstance(value, str) and len(value) > 64:
-            keep = max(32, min(len(value) - 1, int(len(value) * (1 - excess / size_of(value))) - 16))
-            data = {**data, name: value[:keep], "truncated": True}
-        elif isinstance(value, dict) and len(value) > 0:
-            inner = _cut(value, max(32, size_of(value) - excess - 32), None)
-            if size_of(inner) >= size_of(value):
-                return {"truncated": True, "note": "too large to answer; ask for less"}
-            data = {**data, name: inner}
+    """`data` in at most `limit` bytes: its largest fields are shortened, one after the other."""
+    sizes = {name: size_of(value) + len(name) + 6 for name, value in data.items()}
+    kept = dict(data)
+    excess = sum(sizes.values()) + 20 - limit
+    while excess > 0:
+        name = max(sizes, key=sizes.__getitem__, default=None)
+        if name is None or sizes[name] <= 40:
+            return {"truncated": True, "note": _TOO_LARGE}
+        value, room = kept[name], max(sizes.pop(name) - excess - len(name) - 24, 0)
+        shorter = _shorter(value, room)
+        if shorter is None:
+            kept.pop(name)
         else:
-            return {"truncated": True, "note": "too large to answer; ask for less"}
-    return data
+            kept[name] = shorter
+        kept["truncated"] = True
+        if isinstance(shorter, list) and start is not None:
+            kept["next"] = str(start + len(shorter))
+        excess = size_of(kept) - limit
+    return kept
+
+
+def _shorter(value: Any, room: int) -> Any:
+    """The beginning of a list, text or object that fits into `room` bytes; None when there is nothing to keep."""
+    if isinstance(value, list):
+        count, used = 0, 2
+        for item in value:
+            used += size_of(item) + 1
+            if used > room:
+                break
+            count += 1
+        return value[:count]
+    if isinstance(value, str):
+        # A character is at most six bytes on the wire: `\\u0000`.
+        return json_prefix(value, room) if room > 16 else None
+    if isinstance(value, dict) and room > 64:
+        return _cut(value, room, None)
+    return None
+
+
+def json_prefix(text: str, room: int) -> str:
+    """The longest beginning of a text that takes at most `room` bytes as JSON."""
+    kept = text[:room]
+    while (over := size_of(kept) - room) > 0:
+        kept = kept[: min(len(kept) - 1, len(kept) - over // 6)]
+    return kept

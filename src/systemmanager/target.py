@@ -2,11 +2,13 @@
 
 import ipaddress
 import re
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -14,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from systemmanager.params import AbsolutePath, Hostname, TcpPort, Whole
+from systemmanager.params import AbsolutePath, Hostname, Plain, TcpPort, Whole
 from systemmanager.scopes import expand
 
 TargetId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
@@ -32,14 +34,45 @@ def _capability(name: str) -> str:
 
 def _port_range(value: str) -> str:
     first, _, last = value.partition("-")
-    if not (0 < int(first) <= int(last or first) <= 65535):
+    if not re.fullmatch(r"[0-9]{1,5}(-[0-9]{1,5})?", value) or not 0 < int(first) <= int(last or first) <= 65535:
         raise ValueError("must be a port or a range such as 8000-8999")
     return value
 
 
+def _host_pattern(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:%/*?\[\]!-]{1,255}", value):
+        raise ValueError("must be a host name, a glob, an address or a CIDR block")
+    if "/" in value:
+        try:
+            ipaddress.ip_network(value, strict=False)
+        except ValueError as error:
+            raise ValueError("is no CIDR block") from error
+    return value
+
+
+def _pinned(value: str) -> str:
+    if not re.fullmatch(
+        r"SHA256:[A-Za-z0-9+/]{43}=?|(ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+( .*)?", value
+    ):
+        raise ValueError("must be a SHA256:... fingerprint or a public key such as 'ssh-ed25519 AAAA...'")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("is a number, not a boolean")
+    return value
+
+
+def _header_value(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value() or any(not 32 <= ord(char) < 127 for char in value.get_secret_value()):
+        raise ValueError("must be one line of printable ASCII characters")
+    return value
+
+
 def _origin(value: str) -> str:
-    match = re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^\s?#]*)?", value)
-    if not match:
+    match = re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?(/[^\s?#\\]*)?", value)
+    if not match or not 0 < int((match[2] or ":80")[1:]) < 65536:
         raise ValueError("must look like https://host[:port][/path], without credentials, query or fragment")
     return value.rstrip("/")
 
@@ -52,7 +85,11 @@ def _docker_host(value: str) -> str:
 
 
 Capability = Annotated[str, AfterValidator(_capability)]
-PortRange = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?$"), AfterValidator(_port_range)]
+PortRange = Annotated[str, AfterValidator(_port_range)]
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
+Glob = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
+HeaderSecret = Annotated[SecretStr, AfterValidator(_header_value)]
+PathOrText = Annotated[str, StringConstraints(min_length=1)]
 
 
 class _Model(BaseModel):
@@ -62,21 +99,25 @@ class _Model(BaseModel):
 class Constraints(_Model):
     """A target's limits. A list that is given is the whole list: an empty one allows nothing."""
 
-    timeout: float | None = Field(default=None, gt=0, le=86_400, description="Longest call, in seconds.")
+    timeout: Annotated[float, BeforeValidator(_number), Field(gt=0, le=86_400)] | None = Field(
+        default=None, description="Longest call, in seconds."
+    )
     concurrency: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=10, description="Calls at a time.")
     sudo_policy: SudoPolicy = Field(
         default="none",
         description="none: never sudo; limited: systemctl and the package manager; full: wherever root helps.",
     )
     paths: tuple[AbsolutePath, ...] = Field(default=DEFAULT_PATHS, description="Folders that file tools may read.")
-    units: tuple[str, ...] | None = Field(default=None, description="systemd units that may be changed (globs).")
-    hosts: tuple[str, ...] | None = Field(
+    units: tuple[Glob, ...] | None = Field(default=None, description="systemd units that may be changed (globs).")
+    hosts: tuple[HostPattern, ...] | None = Field(
         default=None, description="What network diagnostics may reach: names, globs, addresses, CIDR."
     )
     ports: tuple[TcpPort | PortRange, ...] | None = Field(
         default=None, description="Ports that network diagnostics may reach: 443 or '8000-8999'."
     )
-    images: tuple[str, ...] | None = Field(default=None, description="Images that may be pulled or run (globs).")
+    images: tuple[Glob, ...] | None = Field(
+        default=None, description="Images that may be pulled or run (globs), with or without :tag."
+    )
     max_output_bytes: Annotated[Whole, Field(ge=1024, le=64 * 1024 * 1024)] = Field(
         default=1024 * 1024, description="Most bytes that are read of one command's or file's output."
     )
@@ -86,7 +127,7 @@ class Metadata(_Model):
     tags: tuple[Word, ...] = ()
     environment: Word | None = None
     role: Word | None = None
-    description: str | None = None
+    description: Annotated[str, Plain] | None = None
 
 
 class _Target(_Model):
@@ -96,7 +137,7 @@ class _Target(_Model):
     constraints: Constraints = Constraints()
     metadata: Metadata = Metadata()
 
-    @property
+    @cached_property
     def offers(self) -> frozenset[str]:
         """Canonical names of the capabilities."""
         return expand(self.capabilities)
@@ -118,12 +159,14 @@ class SshConnection(_Model):
     host: Hostname
     port: TcpPort = 22
     username: UserName
-    key_path: str | None = Field(default=None, description="Private key: a path, or ${NAME} of a credential.")
+    key_path: PathOrText | None = Field(default=None, description="Private key: a path, or ${NAME} of a credential.")
     passphrase: SecretStr | None = Field(default=None, description="Of the private key; ${NAME}.")
-    certificate_path: str | None = Field(default=None, description="OpenSSH user certificate for the key.")
+    certificate_path: PathOrText | None = Field(default=None, description="OpenSSH user certificate for the key.")
     agent: bool = Field(default=False, description="Use the keys of the agent at SSH_AUTH_SOCK.")
-    known_hosts: str | None = Field(default=None, description="Path; without it the gateway's own, then ~/.ssh's.")
-    host_key: str | None = Field(
+    known_hosts: PathOrText | None = Field(
+        default=None, description="Path; without it the gateway's own, then ~/.ssh's."
+    )
+    host_key: Annotated[str, AfterValidator(_pinned)] | None = Field(
         default=None, description="Pin: SHA256:... fingerprint, or 'ssh-ed25519 AAAA...' public key."
     )
     jump: TargetId | None = Field(default=None, description="Id of the SSH target to go through.")
@@ -141,7 +184,7 @@ class DockerConnection(_Model):
     socket_path: AbsolutePath | None = None
     host: Annotated[str, AfterValidator(_docker_host)] | None = Field(default=None, description="tcp://host:2376")
     tls_verify: bool = Field(default=True, description="false: plain TCP, for loopback only.")
-    cert_path: str | None = Field(default=None, description="Folder with ca.pem, cert.pem and key.pem.")
+    cert_path: PathOrText | None = Field(default=None, description="Folder with ca.pem, cert.pem and key.pem.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -169,19 +212,19 @@ class DockerTarget(_Target):
 
 class BearerAuth(_Model):
     type: Literal["bearer"]
-    token: SecretStr
+    token: HeaderSecret
 
 
 class BasicAuth(_Model):
     type: Literal["basic"]
-    username: str
-    password: SecretStr
+    username: Annotated[str, StringConstraints(pattern=r"^[!-9;-~][ -9;-~]{0,255}$")]
+    password: HeaderSecret
 
 
 class HeaderAuth(_Model):
     type: Literal["header"]
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
-    value: SecretStr
+    value: HeaderSecret
 
 
 HttpAuth = Annotated[BearerAuth | BasicAuth | HeaderAuth, Field(discriminator="type")]
@@ -190,9 +233,9 @@ HttpAuth = Annotated[BearerAuth | BasicAuth | HeaderAuth, Field(discriminator="t
 class HttpConnection(_Model):
     base_url: Annotated[str, AfterValidator(_origin)]
     auth: HttpAuth | None = None
-    health_path: Annotated[str, StringConstraints(pattern=r"^/[^\s?#]*$")] = "/"
+    health_path: Annotated[str, StringConstraints(pattern=r"^/[!-\"$-~]*$")] = "/"
     tls_verify: bool = True
-    cert_path: str | None = Field(default=None, description="CA certificates (PEM) to trust for this target.")
+    cert_path: PathOrText | None = Field(default=None, description="CA certificates (PEM) to trust for this target.")
 
 
 class HttpTarget(_Target):
