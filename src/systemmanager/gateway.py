@@ -6,7 +6,6 @@ Fan-out, deadlines, limits, redaction and audit live here and nowhere else.
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,46 +16,37 @@ import structlog
 from systemmanager import shaping
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
-    ApprovalRequired,
     AuditUnavailable,
     CallError,
     DeadlineExceeded,
-    Denied,
     GatewayError,
     InternalError,
-    NotConfigured,
-    TargetError,
     UnknownTarget,
     UnknownTool,
-    Unsupported,
     did_you_mean,
 )
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.journal import Call, Entry, Journal
-from systemmanager.operation import CATALOGUE, Operation, Risk
+from systemmanager.load import AllSlots, Recent, Slots
+from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
 from systemmanager.redaction import Redactor
+from systemmanager.refusal import check_reachable, preview, refusal
 from systemmanager.registry import Registry
 from systemmanager.request import Answer, Decision, Load, Permit, Principal, Request, Verdict
 from systemmanager.shaping import Reply, TargetReply
-from systemmanager.target import EXECUTOR_PORTS, Target
+from systemmanager.target import Target
 
 Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
 Progress = Callable[[int, int, str], Awaitable[None]]
 Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
+_Decided = tuple[Call, list[Request], list[Decision]]
 
 GLOBAL_SLOTS = 256
 PROGRESS_PATIENCE = 2.0
 """Seconds that a client may take to receive one progress message before it gets no more of them."""
 
 log = structlog.get_logger("systemmanager")
-
-
-@dataclass(slots=True)
-class _Slots:
-    limit: asyncio.Semaphore
-    size: int
-    running: int = 0
 
 
 @dataclass
@@ -76,9 +66,9 @@ class Gateway:
     secrets: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self._slots: dict[str, _Slots] = {}
+        self._slots = AllSlots()
         self._global = asyncio.Semaphore(GLOBAL_SLOTS)
-        self._recent: dict[tuple[str, Risk], deque[float]] = {}
+        self._recent = Recent(lambda: self.clock())
         self.journal.degraded = self.degraded
         self.last_status: dict[str, dict[str, Any]] = {}
         self.replace_registry(self.registry)
@@ -88,7 +78,7 @@ class Gateway:
         self.registry = registry
         self._redactor = Redactor(registry.secrets | self.secrets)
         self.last_status = {id: seen for id, seen in self.last_status.items() if id in registry.targets}
-        self._slots = {id: slots for id, slots in self._slots.items() if slots.running or id in registry.targets}
+        self._slots.keep(registry.targets)
 
     async def call(
         self,
@@ -104,25 +94,69 @@ class Gateway:
         `progress` is told after each target of many. `approve` is asked for the requests that need a person's yes and
         answers who said it, or None.
         """
-        started, redactor = time.perf_counter(), self._redactor
-        entry = Entry(secrets.token_hex(8), principal, redactor.text(tool[:100]), _audited(redactor, arguments))
+        started = time.perf_counter()
+        entry = self._entry(principal, tool, arguments)
+
+        async def decided() -> _Decided:
+            call = self._begin(entry, tool, arguments, started)
+            targets = self.chosen(principal, call.operation, call.shared.targets, call.registry)
+            return call, *await self._decisions(call, targets, approve)
+
+        async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
+            return await self._results(call, requests, decisions, progress)
+
+        return await self._answer(entry, decided, results)
+
+    async def last_seen(self, principal: Principal, id: str) -> Reply:
+        """What the gateway last saw of one target, judged and audited as `get_system_status` on it; nothing is asked of
+        the target itself. Never raises but for cancellation."""
+        started, operation = time.perf_counter(), CATALOGUE["get_system_status"]
+        entry = self._entry(principal, operation.name, {"resource": f"last status of {id}"})
+
+        async def decided() -> _Decided:
+            if id not in self.registry.targets:
+                raise UnknownTarget(f"there is no target {id[:100]!r}", hint="list_targets shows what there is.")
+            shared = Shared((id,), "json", dry_run=False)
+            call = Call(entry, operation, {}, shared, self.registry, self._redactor, started)
+            return call, *await self._decisions(call, [self.registry.targets[id]], None)
+
+        async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
+            result = TargetReply(id, untrusted=operation.untrusted)
+            if decisions[0].permit is None:
+                result.error = call.redactor.value(refusal(decisions[0]).as_dict())
+                return [result]
+            result.data = self.last_status.get(id, {"note": "not seen yet: call get_system_status"})
+            await self.journal.outcome(call, requests[0], result)
+            return [result]
+
+        return await self._answer(entry, decided, results)
+
+    def _entry(self, principal: Principal, tool: str, raw: Mapping[str, Any]) -> Entry:
+        """What the audit log gets of a call: bounded before the search for secrets, and after it."""
+        arguments = shaping.clip(self._redactor.value(shaping.clip(raw, 65_536)))
+        return Entry(secrets.token_hex(8), principal, self._redactor.text(tool[:100]), arguments)
+
+    async def _answer(
+        self,
+        entry: Entry,
+        decided: Callable[[], Awaitable[_Decided]],
+        results: Callable[[Call, list[Request], list[Decision]], Awaitable[list[TargetReply]]],
+    ) -> Reply:
+        """First everything is decided, then it is written down, then it is done."""
         with structlog.contextvars.bound_contextvars(call_id=entry.call_id):
             try:
-                call = self._begin(entry, tool, arguments, started)
-                requests, decisions = await self._decisions(call, approve)
+                call, requests, decisions = await decided()
             except CallError as error:
                 return await self._refused(entry, error)
             except asyncio.CancelledError:
-                await self.journal.refused(
-                    entry, "cancelled", "the caller cancelled or went away before it was decided"
-                )
+                await self.journal.refused(entry, "cancelled", "the caller went away before it was decided")
                 raise
             except Exception:
                 log.exception("call failed by a defect", tool=entry.tool)
                 return await self._refused(entry, InternalError("the gateway failed on this call"))
             try:
                 await self.journal.decided(call, requests, decisions)
-                reply = Reply(entry.call_id, entry.tool, await self._results(call, requests, decisions, progress))
+                reply = Reply(entry.call_id, entry.tool, await results(call, requests, decisions))
                 return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
             except AuditUnavailable as error:
                 return shaping.fault(entry.call_id, entry.tool, error.as_dict())
@@ -157,43 +191,16 @@ class Gateway:
             return [gateway_target()]
         return registry.select(expressions or ("local",), principal.targets)
 
-    async def _decisions(self, call: Call, approve: Approve | None) -> tuple[list[Request], list[Decision]]:
-        targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
+    async def _decisions(
+        self, call: Call, targets: Sequence[Target], approve: Approve | None
+    ) -> tuple[list[Request], list[Decision]]:
         requests = self.requests(call.principal, call.operation, call.arguments, targets, call.registry, call=call)
         decisions = [_decide(request) for request in requests]
         if any(decision.permit is not None or decision.against.code != "rate_limited" for decision in decisions):
-            self._count(call.principal, requests[0].access.risk)
+            self._recent.add(call.principal.subject, requests[0].access.risk)
         if approve is not None and not call.shared.dry_run:
             return await _ask(requests, decisions, approve)
         return requests, decisions
-
-    async def last_seen(self, principal: Principal, id: str) -> Reply:
-        """What the gateway last saw of one target, judged and audited as `get_system_status` on it; nothing is asked of
-        the target itself. Never raises."""
-        call_id, started = secrets.token_hex(8), time.perf_counter()
-        audited: dict[str, Any] = {"resource": f"last status of {id[:100]}"}
-        operation = CATALOGUE["get_system_status"]
-        try:
-            target = self.registry.targets.get(id)
-            if target is None:
-                raise UnknownTarget(f"there is no target {id[:100]!r}", hint="list_targets shows what there is.")
-            shared = Shared((id,), "json", False)
-            call = Call(call_id, principal, operation, {}, shared, self.registry, self._redactor, started, audited)
-            request = self._request(call, target)
-            self._count(principal, request.access.risk)
-            decision = decide(request)
-            await self.journal.decided(call, [request], [decision])
-            result = TargetReply(id, untrusted=operation.untrusted)
-            if decision.permit is None:
-                result.error = _refusal(decision).as_dict()
-                return Reply(call_id, operation.name, [result])
-            result.data = self.last_status.get(id, {"note": "not seen yet: call get_system_status"})
-            await self.journal.outcome(call, request, result)
-            return Reply(call_id, operation.name, [result])
-        except CallError as error:
-            if isinstance(error, UnknownTarget):
-                await self.journal.refused(call_id, principal, operation.name, audited, error)
-            return shaping.fault(call_id, operation.name, error)
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 
@@ -208,11 +215,11 @@ class Gateway:
         call: Call | None = None,
     ) -> list[Request]:
         """What the gate is asked, per target. Without a `call` it is for an explanation: nothing is counted."""
-        access, recent = operation.access_for(arguments), self._recent_calls(principal.subject)
+        access, recent = operation.access_for(arguments), self._recent.counts(principal.subject)
         granted = None if principal.targets is None else registry.granted(principal.targets)
         found = []
         for target in targets:
-            slots, own = self._slots.get(target.id), target is gateway_target()
+            own = target is gateway_target()
             request = Request(
                 call_id=call.id if call else "explain",
                 principal=principal,
@@ -222,7 +229,7 @@ class Gateway:
                 target=target,
                 via=() if own else registry.route(target),
                 selected=own or granted is None or target.id in granted,
-                load=Load(recent, slots.running if slots else 0),
+                load=Load(recent, self._slots.running(target.id)),
                 root=self.root
                 if target.executor == "local"
                 else getattr(target.connection, "username", None) == "root",
@@ -237,21 +244,6 @@ class Gateway:
         """What the gate would say now."""
         return [_decide(one) for one in self.requests(principal, operation, arguments, targets, self.registry)]
 
-    def _recent_calls(self, subject: str) -> dict[Risk, int]:
-        horizon, counts = self.clock() - 60, {}
-        for risk in Risk:
-            if times := self._recent.get((subject, risk)):
-                while times and times[0] <= horizon:
-                    times.popleft()
-                counts[risk] = len(times)
-        return counts
-
-    def _count(self, principal: Principal, risk: Risk) -> None:
-        key, now = (principal.subject, risk), self.clock()
-        if key not in self._recent and len(self._recent) >= 10_000:
-            self._recent = {kept: times for kept, times in self._recent.items() if times and times[-1] > now - 60}
-        self._recent.setdefault(key, deque(maxlen=1000)).append(now)
-
     # --- 5, 6, 7, 8: deadline, slots, port, operation, redaction ------------------------------------------------------
 
     async def _results(
@@ -259,7 +251,7 @@ class Gateway:
     ) -> list[TargetReply]:
         pairs = list(zip(requests, decisions, strict=True))
         if call.shared.dry_run:
-            return [_preview(call, *pair) for pair in pairs]
+            return [preview(call, *pair) for pair in pairs]
         if len(pairs) == 1:
             return [await self._on_target(call, *pairs[0])]
         told = _Told(progress, len(pairs))
@@ -276,9 +268,9 @@ class Gateway:
     async def _on_target(self, call: Call, request: Request, decision: Decision) -> TargetReply:
         result = TargetReply(request.target.id, untrusted=call.operation.untrusted)
         if decision.permit is None:
-            result.error = call.redactor.value(_refusal(decision).as_dict())
+            result.error = call.redactor.value(refusal(decision).as_dict())
             return result
-        slots = self._slots_of(request.target)
+        slots = self._slots.of(request.target)
         slots.running += 1
         try:
             result.data = await self._within_deadline(call, request.target, decision.permit, slots)
@@ -304,13 +296,13 @@ class Gateway:
         log.exception("operation failed by a defect", tool=call.operation.name, target=request.target.id)
         return InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
 
-    async def _within_deadline(self, call: Call, target: Target, permit: Permit, slots: _Slots) -> dict[str, Any]:
+    async def _within_deadline(self, call: Call, target: Target, permit: Permit, slots: Slots) -> dict[str, Any]:
         function, opened = call.operation.function, None
         if target is gateway_target():
             function = call.operation.without_targets or function
             opened = nullcontext(FleetView(self, call.principal))
         else:
-            _check_reachable(call, target)
+            check_reachable(call, target)
         try:
             async with asyncio.timeout(permit.timeout) as deadline, slots.limit, self._global:
                 async with opened or self.open(permit, call.operation.port) as port:
@@ -324,13 +316,6 @@ class Gateway:
             ) from error
         data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
         return data
-
-    def _slots_of(self, target: Target) -> _Slots:
-        size = target.constraints.concurrency
-        slots = self._slots.get(target.id)
-        if slots is None or slots.size != size:
-            slots = self._slots[target.id] = _Slots(asyncio.Semaphore(size), size)
-        return slots
 
     def _remember(self, call: Call, request: Request, result: TargetReply) -> None:
         """Each target's last status, for the resources."""
@@ -359,11 +344,6 @@ class _Told:
             log.warning("progress could not be told", error=type(error).__name__)
 
 
-def _audited(redactor: Redactor, raw: Mapping[str, Any]) -> Any:
-    """The arguments as the audit log gets them: bounded before the search for secrets, and after it."""
-    return shaping.clip(redactor.value(shaping.clip(raw, 65_536)))
-
-
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
@@ -379,16 +359,6 @@ def _decide(request: Request) -> Decision:
         return Decision((failed,), None)
 
 
-def _check_reachable(call: Call, target: Target) -> None:
-    if fault := call.registry.faults.get(target.id):
-        raise NotConfigured(fault, hint="Set it and reload the gateway (SIGHUP).")
-    if call.operation.port not in EXECUTOR_PORTS[target.executor]:
-        raise Unsupported(
-            f"{call.operation.name} needs {call.operation.port}, which {target.id!r} ({target.executor}) does not have",
-            hint="list_targets shows the kinds.",
-        )
-
-
 async def _ask(
     requests: list[Request], decisions: list[Decision], approve: Approve
 ) -> tuple[list[Request], list[Decision]]:
@@ -401,23 +371,3 @@ async def _ask(
     ids = {request.target.id for request in waiting}
     asked = [replace(one, approved_by=person) if one.target.id in ids else one for one in requests]
     return asked, [_decide(request) for request in asked]
-
-
-def _preview(call: Call, request: Request, decision: Decision) -> TargetReply:
-    """A dry run's answer: the decision; nothing runs."""
-    data: dict[str, Any] = {"dry_run": True, "decision": decision.answer.value}
-    if decision.permit is None:
-        against = decision.against
-        data |= {"code": against.code, "reason": against.reason}
-        data |= {"fix": against.fix} if against.fix else {}
-    return TargetReply(request.target.id, call.redactor.value(data), elapsed_ms=call.elapsed_ms)
-
-
-def _refusal(decision: Decision) -> TargetError:
-    against = decision.against
-    if against.code == InternalError.code:
-        return InternalError(against.reason)
-    if against.answer is Answer.ASK:
-        return ApprovalRequired(against.reason, hint=against.fix)
-    hint = f"It would need {against.fix}." if against.fix else None
-    return Denied(against.reason, code=against.code, hint=hint, retryable=against.retryable)

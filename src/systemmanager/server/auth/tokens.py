@@ -15,9 +15,9 @@ from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from systemmanager.errors import UnknownTarget
 from systemmanager.fleet import gateway_target
-from systemmanager.registry import matches
 from systemmanager.request import Principal
 from systemmanager.scopes import expand
+from systemmanager.selectors import matches
 
 ISSUER = "systemmanager"
 TYPE = "at+jwt"

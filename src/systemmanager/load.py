@@ -1,0 +1,67 @@
+"""What runs now and what ran within the last minute: the numbers that the policy's load rules judge."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from systemmanager.operation import Risk
+from systemmanager.target import Target
+
+MINUTE = 60.0
+MOST_CALLERS = 10_000
+
+
+class Recent:
+    """Calls per principal and risk within the last minute."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: dict[tuple[str, Risk], deque[float]] = {}
+
+    def counts(self, subject: str) -> dict[Risk, int]:
+        horizon, counts = self._clock() - MINUTE, {}
+        for risk in Risk:
+            if times := self._times.get((subject, risk)):
+                while times and times[0] <= horizon:
+                    times.popleft()
+                counts[risk] = len(times)
+        return counts
+
+    def add(self, subject: str, risk: Risk) -> None:
+        key, now = (subject, risk), self._clock()
+        if key not in self._times and len(self._times) >= MOST_CALLERS:
+            self._times = {kept: times for kept, times in self._times.items() if times and times[-1] > now - MINUTE}
+        self._times.setdefault(key, deque(maxlen=1000)).append(now)
+
+
+@dataclass(slots=True)
+class Slots:
+    """A target's places for calls; `running` counts those that wait, too."""
+
+    limit: asyncio.Semaphore
+    size: int
+    running: int = 0
+
+
+class AllSlots:
+    """The slots of every target that was called."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Slots] = {}
+
+    def running(self, id: str) -> int:
+        slots = self._by_id.get(id)
+        return slots.running if slots else 0
+
+    def of(self, target: Target) -> Slots:
+        size = target.constraints.concurrency
+        slots = self._by_id.get(target.id)
+        if slots is None or slots.size != size:
+            slots = self._by_id[target.id] = Slots(asyncio.Semaphore(size), size)
+        return slots
+
+    def keep(self, ids: Iterable[str]) -> None:
+        """Forget targets that are gone and idle."""
+        known = set(ids)
+        self._by_id = {id: slots for id, slots in self._by_id.items() if slots.running or id in known}
