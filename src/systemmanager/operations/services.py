@@ -76,13 +76,13 @@ async def get_service_status(shell: Shell, service_name: UnitName) -> UnitState:
 async def manage_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> UnitState:
     """Start, stop, restart, enable or disable one systemd unit, and say how it is afterwards."""
     unit = (await _state(shell, service_name)).unit  # an unknown unit is answered before anything happens
-    output = await _systemctl(shell, action, "--", unit, privileged=True)
+    output = await systemctl(shell, action, "--", unit, privileged=True)
     if output.status != 0:
         raise await _failure(shell, action, unit, output)
     return await get_service_status(shell, unit)
 
 
-async def _systemctl(shell: Shell, *arguments: str, privileged: bool = False) -> Output:
+async def systemctl(shell: Shell, *arguments: str, privileged: bool = False) -> Output:
     """One systemctl call, its exit status left to the caller. Raises `Unsupported` where systemd does not run."""
     try:
         env = None if privileged else _UTC  # through sudo it would need a right of its own
@@ -102,7 +102,7 @@ def _no_systemd() -> Unsupported:
 
 
 async def _state(shell: Shell, unit: str) -> UnitState:
-    output = await _systemctl(shell, "show", f"--property={','.join(_PROPERTIES)}", "--", unit)
+    output = await systemctl(shell, "show", f"--property={','.join(_PROPERTIES)}", "--", unit)
     if output.status != 0:
         raise _refused("show", unit, output)
     state = parse_unit(output.stdout)
@@ -156,8 +156,8 @@ async def _unknown(shell: Shell, unit: str) -> NotFound:
     """The error for a unit that systemd does not know, with the names near it."""
     suffix = unit.rpartition(".")[2] if "." in unit else "service"
     listings = await asyncio.gather(
-        _systemctl(shell, "list-unit-files", "--no-legend", "--no-pager", "--full", "--plain"),
-        _systemctl(shell, "list-units", "--all", "--no-legend", "--no-pager", "--full", "--plain"),
+        systemctl(shell, "list-unit-files", "--no-legend", "--no-pager", "--full", "--plain"),
+        systemctl(shell, "list-units", "--all", "--no-legend", "--no-pager", "--full", "--plain"),
     )
     words = (line.split(maxsplit=1) for output in listings for line in output.stdout.splitlines())
     names = {found[0].removesuffix(".service") for found in words if found and found[0].endswith(f".{suffix}")}
