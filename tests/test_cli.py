@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ADMIN = 'version: "1.0"\ntargets:\n  local: {id: "local", executor: "local", capabilities: ["admin"]}\n'
 BROKEN = """\
 version: "1.0"
 targets:
@@ -43,6 +45,29 @@ def systemmanager(
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == check, done.stdout + done.stderr
     return done
+
+
+def at_a_terminal(folder: Path, words: Sequence[str], answer: str) -> tuple[int, str]:
+    """Run a command with a terminal on all three streams, type `answer`, and give exit status and screen."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(folder)
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "systemmanager", *words],
+            environment(folder, TERM="xterm", SYSTEMMANAGER_TARGETS_CONFIG="targets.yaml"),
+        )
+    screen = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            screen += chunk
+            if answer and b"[y/N]" in screen:
+                os.write(terminal, answer.encode() + b"\n")
+                answer = ""
+    except OSError:  # Linux answers EIO when the other end is closed
+        pass
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), screen.decode()
 
 
 def test_check_shows_the_targets_of_a_good_file(tmp_path: Path) -> None:
@@ -153,3 +178,21 @@ def test_audit_query_filters(tmp_path: Path) -> None:
     systemmanager(tmp_path, "call", "get_system_statu", check=1)
     refused = systemmanager(tmp_path, "audit", "query", "--phase", "refused").stdout.splitlines()
     assert [json.loads(line)["code"] for line in refused] == ["unknown_tool"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", "approval_required"), ("y", "not_found")])
+def test_a_person_at_the_terminal_is_asked_before_a_critical_call(tmp_path: Path, answer: str, code: str) -> None:
+    (tmp_path / "targets.yaml").write_text(ADMIN)
+    words = ("call", "install_package", "package_name=no-such-package-here", "--json")
+    status, screen = at_a_terminal(tmp_path, words, answer)
+    assert "critical" in screen and "no-such-package-here" in screen
+    assert status == 1 and code in screen
+
+
+def test_a_critical_call_without_a_terminal_needs_yes(tmp_path: Path) -> None:
+    (tmp_path / "targets.yaml").write_text(ADMIN)
+    words = ("call", "install_package", "package_name=no-such-package-here", "--json")
+    done = systemmanager(tmp_path, *words, check=1, settings={"SYSTEMMANAGER_TARGETS_CONFIG": "targets.yaml"})
+    assert json.loads(done.stdout)["results"][0]["error"]["code"] == "approval_required"
+    done = systemmanager(tmp_path, *words, "--yes", check=1, settings={"SYSTEMMANAGER_TARGETS_CONFIG": "targets.yaml"})
+    assert json.loads(done.stdout)["results"][0]["error"]["code"] != "approval_required"
