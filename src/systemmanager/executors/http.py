@@ -1,1 +1,256 @@
-"""Targets of kind http."""
+"""Targets of kind http: an API below one base URL, asked with the target's own credentials."""
+
+import asyncio
+import re
+import socket
+import ssl
+import time
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from urllib.parse import unquote, urljoin, urlsplit
+
+import anyio
+import httpx
+
+from systemmanager.errors import (
+    AuthRefused,
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidArguments,
+    NameNotResolved,
+    NotConfigured,
+    ServerFailed,
+    TargetError,
+    TlsFailed,
+    Unreachable,
+    UnreadableOutput,
+)
+from systemmanager.executors import Surroundings, unsupported
+from systemmanager.executors.web import AGENT, Content, broken, causes, trusted
+from systemmanager.ports import HttpAnswer
+from systemmanager.request import Permit
+from systemmanager.target import BasicAuth, BearerAuth, HeaderAuth, HttpConnection, HttpTarget, Target
+
+CONNECT = 10.0
+"""Seconds for a connection with its TLS handshake; the call's deadline bounds the rest."""
+
+SILENCE = 60.0
+"""Seconds without a byte after which a server is given up."""
+
+REDIRECTS = 5
+_HUNG_UP = re.compile("disconnected|closed connection")
+
+_LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=15)
+_TIMEOUT = httpx.Timeout(SILENCE, connect=CONNECT)
+
+
+Trust = tuple[bool, str | None]
+
+
+@dataclass
+class _Kept:
+    """A client with its pool; one that is retired is closed when its last call has ended."""
+
+    client: httpx.AsyncClient
+    calls: int = 0
+    retired: bool = False
+
+    async def release(self) -> None:
+        self.calls -= 1
+        if self.retired and not self.calls:
+            await self.client.aclose()
+
+
+class HttpExecutor:
+    """Keeps one client per way of judging certificates; credentials go with each request and are never kept."""
+
+    def __init__(self, _: Surroundings) -> None:
+        self._kept: dict[Trust, _Kept] = {}
+
+    async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> "HttpApi":
+        if port not in ("Http", "Probe") or not isinstance(permit.target, HttpTarget):
+            raise unsupported(permit, port)
+        connection = permit.target.connection
+        trust = (connection.tls_verify, connection.cert_path)
+        if trust not in self._kept:
+            context = await asyncio.to_thread(_context, *trust)
+            self._kept.setdefault(trust, _Kept(_client(context)))
+        kept = self._kept[trust]
+        kept.calls += 1
+        stack.push_async_callback(kept.release)
+        return HttpApi(permit.target, kept.client)
+
+    async def retire(self, targets: Iterable[Target]) -> None:
+        """Certificate files of changed targets are read again."""
+        changed = {target.connection.cert_path for target in targets if isinstance(target, HttpTarget)} - {None}
+        for trust in [trust for trust in self._kept if trust[1] in changed]:
+            kept = self._kept.pop(trust)
+            kept.retired, kept.calls = True, kept.calls + 1
+            await kept.release()
+
+    async def aclose(self) -> None:
+        for kept in self._kept.values():
+            await kept.client.aclose()
+        self._kept.clear()
+
+
+def create(surroundings: Surroundings) -> HttpExecutor:
+    return HttpExecutor(surroundings)
+
+
+def _client(context: ssl.SSLContext) -> httpx.AsyncClient:
+    """Without the environment's proxies and netrc, without cookies: nothing goes from one target to another."""
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.AsyncClient(
+        verify=context,
+        trust_env=False,
+        follow_redirects=False,
+        cookies=no_cookies,
+        limits=_LIMITS,
+        timeout=_TIMEOUT,
+        headers={"User-Agent": AGENT, "Accept-Encoding": "identity"},
+    )
+
+
+def _context(verify: bool, cert_path: str | None) -> ssl.SSLContext:
+    try:
+        context = trusted() if verify and cert_path is None else ssl.create_default_context(cafile=cert_path)
+    except (OSError, ssl.SSLError) as error:
+        raise NotConfigured(f"cert_path {cert_path!r} holds no readable CA certificates: {error}") from error
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class HttpApi:
+    """The Http and the Probe port of one target."""
+
+    def __init__(self, target: HttpTarget, client: httpx.AsyncClient) -> None:
+        self._target, self._client = target, client
+        self._base = target.connection.base_url
+        self._authority = urlsplit(self._base).netloc
+
+    @property
+    def health_path(self) -> str:
+        return self._target.connection.health_path
+
+    async def request(self, method: str, path: str) -> HttpAnswer:
+        url, started = self._base + below_base(path), time.perf_counter()
+        for _ in range(REDIRECTS + 1):
+            answer = await self._once(method, url, started)
+            onward = self._onward(url, answer) if method in ("GET", "HEAD") else None
+            if onward is None:
+                return answer
+            url = onward
+        raise ServerFailed(f"{self._authority} redirects in a circle", retryable=False)
+
+    async def probe(self) -> Mapping[str, str]:
+        answer = await self.request("GET", self.health_path)
+        if answer.status in (401, 403, 407):
+            raise AuthRefused(
+                f"{self._authority} answered {answer.status} to {self.health_path}",
+                hint="Look at connection.auth of the target.",
+            )
+        if answer.status >= 500:
+            raise ServerFailed(f"{self._authority} answered {answer.status} to {self.health_path}")
+        server = answer.headers.get("server", "")[:100]
+        return {"status": str(answer.status)} | ({"server": server} if server else {})
+
+    def _onward(self, url: str, answer: HttpAnswer) -> str | None:
+        """Where a redirect leads, when that is on the target's own origin: credentials go nowhere else."""
+        location = answer.headers.get("location")
+        if answer.status not in (301, 302, 303, 307, 308) or not location:
+            return None
+        onward = urljoin(url, location)
+        return onward if _origin(onward) == _origin(self._base) else None
+
+    async def _once(self, method: str, url: str, started: float) -> HttpAnswer:
+        request = self._client.build_request(method, url, headers=_credentials(self._target.connection))
+        limit = self._target.constraints.max_output_bytes
+        try:
+            response = await self._sent(request)
+            try:
+                content = Content(response.headers.get("content-encoding", ""), limit)
+                await content.read(response.aiter_raw())
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+        except httpx.HTTPError as error:
+            raise self._failure(error) from error
+        except httpx.InvalidURL as error:
+            raise InvalidArguments(f"{self._authority}: the path can't be sent") from error
+        return HttpAnswer(
+            status=response.status_code,
+            headers=dict(response.headers),
+            body=bytes(content.body),
+            elapsed=time.perf_counter() - started,
+            truncated=content.cut,
+            received=content.received,
+            version=response.http_version,
+        )
+
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
+        """The answer's head. A read is sent again once: the server may have closed a kept connection just before."""
+        try:
+            return await self._client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if request.method not in ("GET", "HEAD"):
+                raise
+            return await self._client.send(request, stream=True)
+
+    def _failure(self, error: httpx.HTTPError) -> TargetError:
+        """In our words only: httpx may quote headers, which hold credentials."""
+        peer = self._authority
+        if isinstance(error, httpx.TimeoutException):
+            step = "accept a connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
+            return DeadlineExceeded(f"{peer} did not {step} in time", hint="It may be down or overloaded.")
+        if isinstance(error, httpx.ConnectError):
+            found = broken(error, peer)
+            return found if isinstance(found, TlsFailed) else _not_connected(error, peer)
+        if isinstance(error, httpx.LocalProtocolError):
+            return NotConfigured("the credentials of the target can't be sent as a header: a line break in them?")
+        if isinstance(error, httpx.ProtocolError) and not _HUNG_UP.search(str(error)):
+            return UnreadableOutput(
+                f"{peer} answered something that is not HTTP", hint="Look at the target's base_url."
+            )
+        return ConnectionLost(f"{peer} closed the connection")
+
+
+def _not_connected(error: BaseException, peer: str) -> TargetError:
+    behind = list(causes(error))
+    if any(isinstance(one, socket.gaierror) for one in behind):
+        return NameNotResolved(f"the host of {peer} can't be resolved")
+    if any(isinstance(one, ConnectionRefusedError) for one in behind):
+        return Unreachable(f"{peer} refused the connection", hint="Is the server running, and on this port?")
+    return Unreachable(f"{peer} can't be reached", hint="It may be down, or a firewall is in between.")
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def below_base(path: str) -> str:
+    """A path as it may be put behind a base URL: nothing that another reader could take for a way out of it."""
+    plain = unquote(unquote(path.partition("?")[0]))
+    wrong = not path.startswith("/") or plain.startswith("//") or not re.fullmatch(r"[!-~]+", path) or "#" in path
+    if wrong or "\\" in plain or any(part in (".", "..") for part in plain.split("/")):
+        raise InvalidArguments("the path must start with one '/' and stay below the target's base_url")
+    return path
+
+
+def _credentials(connection: HttpConnection) -> list[tuple[bytes, bytes]]:
+    match connection.auth:
+        case BearerAuth(token=token):
+            return [(b"Authorization", b"Bearer " + token.get_secret_value().encode())]
+        case BasicAuth(username=username, password=password):
+            pair = f"{username}:{password.get_secret_value()}".encode()
+            return [(b"Authorization", b"Basic " + b64encode(pair))]
+        case HeaderAuth(name=name, value=value):
+            return [(name.encode(), value.get_secret_value().encode())]
+        case _:
+            return []

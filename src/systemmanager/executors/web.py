@@ -3,7 +3,7 @@
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -198,9 +198,7 @@ def tls_facts(stream: Any) -> Mapping[str, str] | None:
 
 def broken(error: BaseException, peer: str, heard: bytes = b"") -> TargetError:
     """What a failed exchange with `peer` means, for a person. `heard` is the beginning of what it said."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLError):
-        cause = cause.__cause__ or cause.__context__
+    cause = next((one for one in causes(error) if isinstance(one, ssl.SSLError)), None)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return TlsFailed(
             f"the certificate of {peer} is not to be trusted: {cause.verify_message}",
@@ -213,6 +211,16 @@ def broken(error: BaseException, peer: str, heard: bytes = b"") -> TargetError:
     if heard:
         return not_http(peer, heard)
     return ConnectionLost(f"{peer} closed the connection before it answered", hint="Is it another kind of server?")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and everything behind it."""
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from causes(one)
+    if behind := error.__cause__ or error.__context__:
+        yield from causes(behind)
 
 
 def not_http(peer: str, heard: bytes) -> UnreadableOutput:
