@@ -24,7 +24,7 @@ from tests.support import OPERATOR, real_gateway
 
 FILES = ("/proc/stat", "/proc/meminfo", "/proc/loadavg", "/proc/uptime", "/proc/self/mounts")
 COMMAND = "cat /proc/net/dev"
-OPTIONS = ("MaxStartups 2000:1:4000", "MaxSessions 10", "UseDNS no", "LogLevel ERROR")
+OPTIONS = ("MaxStartups 2000:1:4000", "MaxSessions 10", "UseDNS no")
 FAST: dict[str, Any] = {
     "config": [],
     "agent_path": None,
