@@ -173,6 +173,8 @@ async def matching_lines(reader: Reader, pattern: str, offset: int, count: int) 
 def _hits(piece: bytes, parts: list[bytes]) -> Iterator[tuple[int, bytes]]:
     """Number within the piece, and text, of each line that holds all parts in order; linear in the piece's length."""
     lowered, rarest = piece.lower(), max(parts, key=len, default=b"")
+    if not all(part in lowered for part in parts):
+        return
     at = counted = number = 0
     while at < len(piece) and (hit := lowered.find(rarest, at)) >= 0:
         start = lowered.rfind(b"\n", 0, hit) + 1
