@@ -24,6 +24,8 @@ _REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
 _DRY_RUN = (bool, Field(default=False, description="Only say whether it may run."))
 
+MOST_PROBLEMS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -54,7 +56,9 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
         values = model.model_validate(dict(raw))
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
-        problems = [_problem(one, model) for one in details]
+        problems = list(dict.fromkeys(_problem(one, model)[:200] for one in details))
+        if len(problems) > MOST_PROBLEMS:
+            problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS} more"]
         raise InvalidArguments(
             f"{operation.name}: {'; '.join(problems)}", hint=f"Parameters: {', '.join(model.model_fields)}."
         ) from None

@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
@@ -82,7 +83,7 @@ class Redactor:
             return self._object(value)
         if isinstance(value, list | tuple):
             return self._list(value, secret)
-        return value
+        return value if not isinstance(value, float) or isfinite(value) else None
 
     def _object(self, values: dict[str, Any]) -> dict[str, Any]:
         cleaned: dict[str, Any] = {}

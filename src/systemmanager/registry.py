@@ -80,10 +80,12 @@ class Registry:
 
     def _unknown(self, expression: str, within: Iterable[str]) -> UnknownTarget:
         pool = [self.targets[id] for id in within]
-        prefix, colon, _ = expression.partition(":")
+        # Only one word can be a slip of the pen; many that together name nothing are not.
+        word = "" if " " in expression else expression[:100]
+        prefix, colon, _ = word.partition(":")
         known = {word for target in pool for word in words_of(target) if word.startswith(f"{prefix}:")} if colon else ()
         what = f"no target matches {expression[:100]!r}" if expression else "no target is named"
-        hint = did_you_mean(expression[:100], known or {target.id for target in pool})
+        hint = did_you_mean(word, known or {target.id for target in pool})
         return UnknownTarget(what, hint=hint or "The registry holds no target.")
 
     def changes(self, newer: "Registry") -> dict[str, list[str]]:

@@ -4,12 +4,15 @@ import os
 import pwd
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from tempfile import mkstemp
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from systemmanager.errors import ConfigError, Problem, nearest
 
@@ -95,19 +98,23 @@ class Settings(BaseModel):
             raise ValueError("must look like http://gateway.tailnet.ts.net:8080")
         return value.rstrip("/")
 
-    @model_validator(mode="after")
-    def _strong(self) -> Self:
-        if self.shared_secret is not None and (why := weakness(self.shared_secret.get_secret_value())):
-            raise ValueError(f"SYSTEMMANAGER_SHARED_SECRET {why}; make one with: openssl rand -base64 48")
-        return self
+    @field_validator("shared_secret")
+    @classmethod
+    def _strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (why := weakness(value.get_secret_value())):
+            raise ValueError(f"{why}; make one with: openssl rand -base64 48")
+        return value
 
 
 def weakness(secret: str) -> str | None:
     """Why a secret is too weak to sign tokens with, or None."""
     if len(secret.encode()) < SECRET_BYTES:
         return f"is shorter than {SECRET_BYTES} bytes"
-    if len(set(secret)) < 12:
-        return "repeats a few characters and is no random value"
+    if len(set(secret)) < 12 or (secret + secret).find(secret, 1) < len(secret):
+        return "repeats itself and is no random value"
+    steps = [abs(ord(left) - ord(right)) for left, right in pairwise(secret)]
+    if sum(step <= 1 for step in steps) > len(steps) / 2:
+        return "counts up or down and is no random value"
     return None
 
 
@@ -121,8 +128,11 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     values = {name: given[name] for name in _VARIABLES if given.get(name)}
     if folder := given.get("CREDENTIALS_DIRECTORY"):
         credential = Path(folder, "SYSTEMMANAGER_SHARED_SECRET")
-        if credential.is_file():
-            values["SYSTEMMANAGER_SHARED_SECRET"] = credential.read_text().strip()
+        try:
+            if credential.is_file():
+                values["SYSTEMMANAGER_SHARED_SECRET"] = credential.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError([Problem(str(credential), "can't be read as text")]) from None
     problems = [
         Problem(
             name,
@@ -167,26 +177,47 @@ class State:
             return settings.shared_secret.get_secret_value()
         path = self.folder / "shared_secret"
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            secret = path.read_text().strip()
-            if why := weakness(secret):
-                raise ConfigError([Problem(str(path), f"{why}; delete it, and the gateway makes a new one")]) from None
-            return secret
-        secret = secrets.token_urlsafe(48)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secret + "\n")
+            if not path.exists():
+                _make_secret(path)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            with os.fdopen(descriptor) as file:
+                readable = os.fstat(descriptor).st_mode & 0o077
+                secret = file.read(4096).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "is no text"
+            raise ConfigError([Problem(str(path), f"can't be used: {why}")]) from None
+        if why := "is open to other users" if readable else weakness(secret):
+            raise ConfigError([Problem(str(path), f"{why}; delete it, and the gateway makes a new one")])
         return secret
 
 
+def _make_secret(path: Path) -> None:
+    """Put a new secret at `path`, whole and private from its first moment; one that is there already stays."""
+    descriptor, made = mkstemp(dir=path.parent, prefix=".shared_secret.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48) + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        with suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        Path(made).unlink()
+
+
 def prepare_state(settings: Settings) -> State:
-    """Make the state folder. Raises `ConfigError` when that can't be done."""
+    """Make the state folder, closed to others. Raises `ConfigError` when that fails or others may write there."""
     assert settings.state_dir is not None
     folder = settings.state_dir.expanduser().absolute()
     runtime = folder / "run"
     try:
-        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if os.geteuid() not in (0, status.st_uid) or status.st_mode & 0o022:
+            why = "the state folder must belong to the gateway's user and be writable by nobody else"
+            raise ConfigError([Problem(str(folder), why)])
+        runtime.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ConfigError([Problem(str(folder), f"the state folder can't be made: {error.strerror}")]) from error
+        why = f"the state folder can't be made: {error.strerror}"
+        raise ConfigError([Problem(str(folder), why)]) from error
     return State(folder, settings.audit_log or folder / "audit.jsonl", runtime, folder / "known_hosts")

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 MAX_REPLY_BYTES = 256 * 1024
 """Clients refuse events over 1 MiB, and the answer travels twice: as text and as structured content."""
 
+_ENVELOPE = 512
+
 
 @dataclass(slots=True)
 class TargetReply:
@@ -42,29 +44,35 @@ class Reply:
     tool: str
     results: list[TargetReply] = field(default_factory=list)
     error: dict[str, Any] | None = None
+    omitted: list[TargetReply] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return self.error is None and all(result.error is None for result in self.results)
+        return self.error is None and all(result.error is None for result in (*self.results, *self.omitted))
 
     @property
     def failed(self) -> bool:
         """Nothing of the call succeeded."""
-        return self.error is not None or all(result.error is not None for result in self.results)
+        return self.error is not None or all(result.error is not None for result in (*self.results, *self.omitted))
 
     def as_dict(self) -> dict[str, Any]:
         """The structured answer."""
         body: dict[str, Any] = {"call_id": self.call_id, "tool": self.tool, "ok": self.ok}
         if self.error is not None:
             return {**body, "error": self.error}
-        failures = sum(result.error is not None for result in self.results)
         body["results"] = [result.as_dict() for result in self.results]
-        body["summary"] = {
-            "targets": len(self.results),
-            "succeeded": len(self.results) - failures,
-            "failed": failures,
-        }
+        body["summary"] = self._summary()
         return body
+
+    def _summary(self) -> dict[str, Any]:
+        everything = (*self.results, *self.omitted)
+        failures = sum(result.error is not None for result in everything)
+        summary: dict[str, Any] = {
+            "targets": len(everything), "succeeded": len(everything) - failures, "failed": failures,
+        }  # fmt: skip
+        if self.omitted:
+            summary |= {"omitted": len(self.omitted), "note": "too many targets for one answer; ask for fewer"}
+        return summary
 
     def text(self, format: str = "json") -> str:
         """What a model reads: the structured answer without what says nothing, as compact JSON or as TOON.
@@ -76,8 +84,8 @@ class Reply:
             body["error"] = self.error
         else:
             body["results"] = [_brief(result) for result in self.results]
-            if len(self.results) > 1 and not self.ok:
-                body["summary"] = self.as_dict()["summary"]
+            if self.omitted or (len(self.results) > 1 and not self.ok):
+                body["summary"] = self._summary()
         compact = compact_json(body)
         if format != "toon":
             return compact
@@ -174,7 +182,7 @@ def page_start(model: type[BaseModel], arguments: Mapping[str, Any]) -> int | No
 
 def size_of(value: Any) -> int:
     """Bytes of a JSON value on the wire."""
-    return len(compact_json(value).encode())
+    return len(compact_json(value).encode("utf-8", "surrogatepass"))
 
 
 def bound(reply: Reply, start: int | None = None) -> Reply:
@@ -183,15 +191,18 @@ def bound(reply: Reply, start: int | None = None) -> Reply:
     `start` is where this page of a list began, for operations that take a `cursor`; then a cut names where to go on.
     What small results leave of their share goes to the large ones.
     """
-    sizes = [size_of(result.as_dict()) + 1 for result in reply.results]
-    if sum(sizes) <= MAX_REPLY_BYTES:
+    if size_of([result.as_dict() for result in reply.results]) <= MAX_REPLY_BYTES - _ENVELOPE:
         return reply
-    left, waiting = MAX_REPLY_BYTES, len(sizes)
+    sizes = [size_of(result.as_dict()) + 1 for result in reply.results]
+    left, waiting = MAX_REPLY_BYTES - _ENVELOPE, len(sizes)
     for size, result in sorted(zip(sizes, reply.results, strict=True), key=lambda pair: pair[0]):
         share = max(left // waiting, 0)
         if size > share:
             size = _shorten(result, share, start)
         left, waiting = left - size, waiting - 1
+    while left < 0:
+        reply.omitted.append(dropped := reply.results.pop())
+        left += size_of(dropped.as_dict()) + 1
     return reply
 
 
@@ -229,7 +240,7 @@ def _cut(data: dict[str, Any], limit: int, start: int | None) -> dict[str, Any]:
             kept[name] = shorter
         kept["truncated"] = True
         if isinstance(shorter, list) and start is not None:
-            kept["next"] = str(start + len(shorter))
+            kept["next"] = str(start + max(1, len(shorter)))
         excess = size_of(kept) - limit
     return kept
 
@@ -243,9 +254,10 @@ def _shorter(value: Any, room: int) -> Any:
             if used > room:
                 break
             count += 1
-        return value[:count]
+        # At least the beginning of one, so that `next` leads on.
+        first = None if count or not value else _shorter(value[0], room - 2)
+        return value[:count] if first is None else [first]
     if isinstance(value, str):
-        # A character is at most six bytes on the wire: `\\u0000`.
         return json_prefix(value, room) if room > 16 else None
     if isinstance(value, dict) and room > 64:
         return _cut(value, room, None)
@@ -256,5 +268,6 @@ def json_prefix(text: str, room: int) -> str:
     """The longest beginning of a text that takes at most `room` bytes as JSON."""
     kept = text[:room]
     while (over := size_of(kept) - room) > 0:
+        # A character is at most six bytes on the wire: `\\u0000`.
         kept = kept[: min(len(kept) - 1, len(kept) - over // 6)]
     return kept

@@ -5,12 +5,17 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from systemmanager.audit.record import Record
+from systemmanager.errors import InvalidArguments
 
 BLOCK = 64 * 1024
+MOST_OF_A_LINE = 1024 * 1024
+OLDER_IN_A_ROW = 1000
+"""So many records before `since` end a search: a clock that was set back leaves a few of them among later ones."""
 
 
 class AuditLog:
@@ -56,15 +61,25 @@ class AuditLog:
             self._descriptor = None
 
     def _open(self) -> int:
+        if self._descriptor is not None and not self._still_there(self._descriptor):
+            self.close()
         if self._descriptor is None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self.path, flags, 0o600)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            try:
+                self._descriptor = _whole_lines(descriptor, self.path)
+            except OSError:
                 os.close(descriptor)
-                raise OSError(f"{self.path} is not a regular file")
-            self._descriptor = descriptor
+                raise
         return self._descriptor
+
+    def _still_there(self, descriptor: int) -> bool:
+        """Whether the file is still the one at the path: a rotation or a removal must not swallow records."""
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
 
     def _write(self, data: bytes) -> None:
         descriptor = self._open()
@@ -78,20 +93,47 @@ class AuditLog:
         while self._durable < mine:
             if self._syncing is None or self._syncing.done():
                 self._syncing = asyncio.ensure_future(self._sync_once(self._written))
+                # When all who wait are cancelled, nobody else takes its exception.
+                self._syncing.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.shield(self._syncing)
 
     async def _sync_once(self, covers: int) -> None:
-        await asyncio.to_thread(os.fdatasync, self._open())
-        self._durable = covers
+        # Its own descriptor: a failed write may close the log's while the thread is on its way.
+        descriptor = os.dup(self._open())
+        try:
+            await asyncio.to_thread(os.fdatasync, descriptor)
+        finally:
+            os.close(descriptor)
+        self._durable = max(self._durable, covers)
+
+
+def _whole_lines(descriptor: int, path: Path) -> int:
+    """The descriptor, when it is a regular file's. A line that a full disk or a crash cut off is ended first."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is not a regular file")
+    if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
+        os.write(descriptor, b"\n")
+    return descriptor
 
 
 def read_backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's records, newest first, in constant memory. A line that is no JSON comes as `{"unreadable": ...}`."""
+    """The log's records, newest first, in constant memory. A line that is no record comes as `{"unreadable": ...}`.
+
+    Raises `OSError` when there is a log that can't be read.
+    """
+    for line in _lines_backwards(path):
+        yield _record(line)
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
     try:
-        file = path.open("rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return
-    with file:
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is not a regular file")
         position = file.seek(0, os.SEEK_END)
         tail = b""
         while position > 0:
@@ -99,18 +141,16 @@ def read_backwards(path: Path) -> Iterator[dict[str, Any]]:
             position -= step
             file.seek(position)
             head, *lines = (file.read(step) + tail).split(b"\n")
-            for line in reversed(lines):
-                if line:
-                    yield _record(line)
-            tail = head
+            yield from filter(None, reversed(lines))
+            tail = head[:MOST_OF_A_LINE]
         if tail:
-            yield _record(tail)
+            yield tail
 
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"unreadable": line[:200].decode("utf-8", "replace")}
     return record if isinstance(record, dict) else {"unreadable": str(record)[:200]}
 
@@ -125,11 +165,36 @@ def query(
     phase: str | None = None,
     since: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Records that match every given filter, newest first. `since` is an ISO 8601 time in UTC, as the log writes it."""
+    """Records that match every given filter, newest first. `since` is an ISO 8601 time, UTC unless it says otherwise.
+
+    Raises `InvalidArguments` for a time that can't be read, `OSError` for a log that can't be.
+    """
     wanted = {"call_id": call_id, "tool": tool, "target": target, "subject": subject, "phase": phase}
     filters = {name: value for name, value in wanted.items() if value is not None}
-    for record in read_backwards(path):
-        if since is not None and record.get("time", "~") < since:
-            return
-        if all(record.get(name) == value for name, value in filters.items()):
+    # A line that does not hold the text can't hold the value: most lines need not be parsed.
+    marks = [json.dumps(value).encode() for value in filters.values()]
+    earliest, older = _instant(since), 0
+    for line in _lines_backwards(path):
+        if not all(mark in line for mark in marks):
+            continue
+        record = _record(line)
+        if earliest is not None and str(record.get("time", "~")) < earliest:
+            older += 1
+            if older >= OLDER_IN_A_ROW:
+                return
+        elif all(record.get(name) == value for name, value in filters.items()):
+            older = 0
             yield record
+
+
+def _instant(since: str | None) -> str | None:
+    """A time as the log writes it."""
+    if since is None:
+        return None
+    try:
+        given = datetime.fromisoformat(since)
+        moment = given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        hint = "Write it like 2026-01-31 or 2026-01-31T08:00."
+        raise InvalidArguments(f"since: {since[:40]!r} is no time", hint=hint) from error
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -34,15 +34,15 @@ class Record:
 
     def line(self) -> bytes:
         """The record as one line; absent fields are left out, text can't break the line (JSON in ASCII)."""
-        stamp = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        fields: dict[str, Any] = {"time": stamp}
+        fields: dict[str, Any] = {"time": f"{datetime.fromtimestamp(self.time, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"}
         for name in _FIELDS:
             value = getattr(self, name)
             if value is not None and value is not False and value != "":
                 fields[name] = value
-        return json.dumps(fields, separators=(",", ":"), default=str).encode() + b"\n"
+        return _encode(fields).encode("ascii") + b"\n"
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 _FIELDS = (
     "phase", "call_id", "tool", "subject", "kind", "target", "risk", "dry_run", "arguments", "approved_by", "code",
     "reason", "elapsed_ms", "registry",

@@ -14,7 +14,7 @@ def paths(request: Request) -> Verdict:
     if path is None:
         return allow("paths", "names no path")
     roots = request.target.constraints.paths
-    if inside(path, roots):
+    if ".." not in path.split("/") and inside(path, roots):
         return allow("paths", f"{path} is below an allowed path")
     allowed = ", ".join(roots) or "none"
     return deny(

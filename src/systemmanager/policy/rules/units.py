@@ -3,9 +3,14 @@ from fnmatch import fnmatchcase
 from systemmanager.policy.verdicts import allow, deny
 from systemmanager.request import Request, Verdict
 
+_SUFFIXES = (
+    ".service", ".socket", ".target", ".timer", ".mount", ".automount", ".path", ".slice", ".scope", ".swap", ".device",
+)  # fmt: skip
+
 
 def _full(name: str) -> str:
-    return name if "." in name.rpartition("@")[2] or name.endswith("*") else f"{name}.service"
+    """A unit's whole name, as systemctl completes it: without a suffix that is a unit type, `.service` is meant."""
+    return name if name.endswith((*_SUFFIXES, "*")) else f"{name}.service"
 
 
 def units(request: Request) -> Verdict:
