@@ -77,7 +77,7 @@ _LINE_START = re.compile(r"(?:^|\n)[ \t-]*(?:export )?[\w.-]*$")
 
 HARMLESS = re.compile(
     r"(?:true|false|yes|no|none|null|nil|on|off|enabled|disabled|required|optional|unset|empty|set|missing|expired"
-    r"|invalid|prohibit-password|without-password|\*+|x|-|<[^>]*>|\$\{?\w+\}?|\[redacted\])[,;.)]?",
+    r"|invalid|prohibit-password|without-password|\*+|-|<[^>]*>|\$\{?\w+\}?|\[redacted\])[,;.)]?",
     re.IGNORECASE,
 )
 """Values that say nothing secret even under a secret's name."""

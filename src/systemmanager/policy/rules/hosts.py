@@ -84,8 +84,10 @@ def host_matches(host: str, patterns: Iterable[str]) -> bool:
 
 
 def _host_matches(name: str, address: Address | None, pattern: str) -> bool:
+    if "/" not in pattern and (only := _address(pattern)) is not None:
+        return address == only
     try:
-        network = ipaddress.ip_network(pattern.strip("[]"), strict=False)
+        network = ipaddress.ip_network(pattern, strict=False)
     except ValueError:
         if pattern == "*":
             return True
