@@ -109,9 +109,9 @@ class SshServer:
             self.process = None
             raise RuntimeError(f"sshd did not start: {self.log}")
 
-    def drop_connections(self) -> None:
-        """Kill every session, as a crash or a reboot would; the listener goes on."""
-        _kill(self.processes()[1:])
+    def cut_connections(self) -> None:
+        """Kill the sshd of every session, as the network or a crash would end it; what the sessions run is not hit."""
+        _kill([one for one in self.processes()[1:] if one.name().startswith("sshd")])
 
     def stop(self) -> None:
         """Kill the listener and every session."""

@@ -29,17 +29,20 @@ class Collected:
 
     async def drain(self, read: Callable[[int], Awaitable[bytes]], index: int) -> None:
         """Read one stream to its end or to the bound."""
-        while chunk := await read(CHUNK):
-            if self._latest:
-                self._keep_latest(chunk, index)
-                continue
+        while not self.full.is_set() and (chunk := await read(CHUNK)):
+            self.add(chunk, index)
+
+    def add(self, chunk: bytes, index: int) -> None:
+        """Take what one stream said, as far as the bound lets it."""
+        if self._latest:
+            self._keep_latest(chunk, index)
+            return
+        if self._left:
             self._chunks[index].append(chunk[: self._left])
-            self._left -= len(chunk)
-            if self._left < 0:
-                self._left = 0
-                self.full.set()
-                self.cut = True
-                return
+        if len(chunk) > self._left:
+            self.full.set()
+            self.cut = True
+        self._left = max(0, self._left - len(chunk))
 
     def _keep_latest(self, chunk: bytes, index: int) -> None:
         self._chunks[index].append(chunk)

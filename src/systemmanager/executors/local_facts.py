@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 import psutil
 
+from systemmanager.executors.procfs import VIRTUAL
 from systemmanager.ports import Connection, Cpu, Disk, Interface, IoCounters, Memory, Process, SystemStatus
 
 INTERVAL = 0.2
 """Seconds between the two samples that a CPU percentage comes from."""
-
-_VIRTUAL = ("tmpfs", "devtmpfs", "squashfs", "overlay", "proc", "sysfs", "cgroup", "cgroup2", "ramfs", "nsfs")
 
 
 class LocalFacts:
@@ -89,7 +88,7 @@ def _distribution() -> str:
 def _disks() -> list[Disk]:
     disks, seen = [], set()
     for part in psutil.disk_partitions(all=True):
-        if (part.fstype in _VIRTUAL and part.mountpoint != "/") or part.device in seen:
+        if (part.fstype in VIRTUAL and part.mountpoint != "/") or part.device in seen:
             continue
         try:
             usage = psutil.disk_usage(part.mountpoint)
