@@ -15,6 +15,7 @@ import pytest
 
 from systemmanager.errors import ConnectionLost, UnreadableOutput, Unsupported
 from systemmanager.executors.local_facts import LocalFacts
+from tests.conftest import need
 from tests.real.openssh import SshServer, SshServers
 from tests.real.ssh_ports import ssh_executor
 from tests.support import run
@@ -147,8 +148,8 @@ def test_connections_agree_with_psutil(tmp_path: Path, ssh_server: SshServer) ->
 
 @pytest.mark.parametrize("sftp", [False, True], ids=["no sftp", "loud shell"])
 def test_a_target_without_sftp_is_said(tmp_path: Path, ssh_servers: SshServers, sftp: bool) -> None:
-    server = ssh_servers.start("Subsystem sftp /bin/echo you are not welcome here at all", sftp=False) if sftp else None
-    server = server or ssh_servers.start(sftp=False)
+    lines = ["Subsystem sftp /bin/echo you are not welcome here at all"] if sftp else []
+    server = ssh_servers.start(*lines, sftp=False, username=ssh_servers.account("sh"))
 
     async def work() -> None:
         async with ssh_executor(tmp_path) as opened:
@@ -162,7 +163,9 @@ def test_a_target_without_sftp_is_said(tmp_path: Path, ssh_servers: SshServers, 
 
 
 def test_a_killed_sftp_server_is_replaced(tmp_path: Path, ssh_servers: SshServers) -> None:
-    server = ssh_servers.start("Subsystem sftp /usr/lib/openssh/sftp-server", sftp=False)
+    program = "/usr/lib/openssh/sftp-server"
+    need("ssh", None if Path(program).exists() else f"there is no {program}")
+    server = ssh_servers.start(f"Subsystem sftp {program}", sftp=False, username=ssh_servers.account("sh"))
 
     async def work() -> None:
         async with ssh_executor(tmp_path) as opened:

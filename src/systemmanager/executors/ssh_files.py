@@ -13,6 +13,7 @@ import asyncssh
 
 from systemmanager.errors import (
     ConnectionLost,
+    DeadlineExceeded,
     NotFound,
     PathOutside,
     TargetError,
@@ -61,12 +62,14 @@ async def sftp_of(kept: Kept) -> Sftp:
             channel.channel.close()
         try:
             channel = await kept.session(Sftp(), subsystem="sftp")
-            await channel.start()
+            await _started(channel)
         except asyncssh.ChannelOpenError as error:
             raise Unsupported(
                 f"{kept.target.id!r} has no SFTP: {error.reason}",
                 hint="Set 'Subsystem sftp internal-sftp' in its sshd_config.",
             ) from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the SFTP server of {kept.target.id!r} did not start") from error
         except Failed as error:
             if kept.gone:
                 raise kept.lost() from error
@@ -76,6 +79,17 @@ async def sftp_of(kept: Kept) -> Sftp:
             ) from error
         kept.memory["sftp"] = channel
         return channel
+
+
+async def _started(channel: Sftp) -> None:
+    """Wait for the server's greeting; a channel that does not get there is closed, also when the caller goes away."""
+    ready = False
+    try:
+        await channel.start()
+        ready = True
+    finally:
+        if not ready and channel.channel is not None:
+            channel.channel.close()
 
 
 class SshFiles:

@@ -18,6 +18,8 @@ _OK, _END, _NO_SUCH_FILE, _DENIED, _UNSUPPORTED = 0, 1, 2, 3, 8
 MOST = 32 * 1024
 """Bytes that one READ asks for: every server gives that many."""
 _LONGEST = 1 << 20
+START = 15.0
+"""Seconds for the target to start its SFTP server: start-up files of the account's shell may run first."""
 STUCK = 5.0
 """Seconds after which a request that nobody waits for any more says that the server hangs, on a dead mount perhaps."""
 
@@ -85,7 +87,8 @@ class Sftp(Session):
 
     async def start(self) -> None:
         self._write(struct.pack(">IBI", 5, _INIT, 3))
-        kind, _ = await asyncio.wait_for(self._ready, STUCK)
+        async with asyncio.timeout(START):
+            kind, _ = await self._ready
         if kind != _VERSION:
             raise UnreadableOutput("the target's SFTP server does not speak SFTP")
 
