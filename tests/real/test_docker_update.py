@@ -187,6 +187,21 @@ def test_the_old_container_comes_back_when_time_is_up(
     assert family(containers, name) == [name]
 
 
+def test_a_deadline_while_the_old_container_is_slow_to_stop_leaves_it_running(
+    engine: Engine, containers: Containers, registry: Registry, app: str, tmp_path: Path
+) -> None:
+    name = containers("trap '' TERM; while :; do sleep 0.05; done", image=app, stop_timeout=4)
+    before = containers.state(name)
+    registry.put("team/app", files={"version": "2"}, Cmd=SLEEP)
+    assert refused(tmp_path, engine, name, constraints={"timeout": 2.5})["code"] == "deadline_exceeded"
+    after = containers.state(name)
+    assert after["Id"] == before["Id"] and after["State"]["Running"]
+    assert after["State"]["StartedAt"] > before["State"]["StartedAt"], "the deadline was not while it stopped"
+    with pytest.raises(AssertionError, match="not within"):
+        until(lambda: not containers.state(name)["State"]["Running"], 4)
+    assert family(containers, name) == [name]
+
+
 def test_a_container_that_removes_itself_is_updated_and_comes_back(
     engine: Engine, containers: Containers, registry: Registry, app: str, tmp_path: Path
 ) -> None:

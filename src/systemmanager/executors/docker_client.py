@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from systemmanager.errors import EngineUnavailable, OutputTooLarge, UnreadableOutput
+from systemmanager.errors import EngineUnavailable, OutputTooLarge, TargetError, UnreadableOutput
 from systemmanager.executors import docker_errors
 
 T = TypeVar("T")
@@ -109,6 +109,7 @@ class Client:
     _api: Any = None
     _threads: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _failed: tuple[float, str] = (0.0, "")
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     async def ask(
@@ -184,16 +185,28 @@ class Client:
     # --- in a thread --------------------------------------------------------------------------------------------------
 
     def _ready(self, exchange: Exchange) -> Any:
-        """The SDK's client, with the version negotiated; made once."""
+        """The SDK's client, with the version negotiated; made once. Who waits for another's attempt shares its fate."""
+        began = time.monotonic()
         with self._lock:
             exchange.check()
+            when, why = self._failed
+            if self._api is None and when > began:
+                raise EngineUnavailable(why)
             if self._api is None:
-                api = docker_errors.made(self.base_url, self.tls)
-                with docker_errors.translated(self.base_url):
-                    answer = api.get(f"{api.base_url}/version", timeout=(CONNECT, min(10.0, exchange.left)))
-                api._version = _version(answer, self.base_url)
-                self._api = api
+                self._api = self._negotiated(exchange)
             return self._api
+
+    def _negotiated(self, exchange: Exchange) -> Any:
+        api = docker_errors.made(self.base_url, self.tls)
+        try:
+            with docker_errors.translated(self.base_url):
+                answer = api.get(f"{api.base_url}/version", timeout=(CONNECT, min(10.0, exchange.left)))
+            api._version = _version(answer, self.base_url)
+        except TargetError as error:
+            self._failed = time.monotonic(), error.message
+            api.close()
+            raise
+        return api
 
     def _request(
         self, exchange: Exchange, method: str, path: str, parts: tuple[str, ...], query: Mapping[str, Any] | None,

@@ -37,10 +37,15 @@ def made(base_url: str, tls: "Tls | None") -> Any:
 
     try:
         config = TLSConfig(client_cert=(tls.cert, tls.key), ca_cert=tls.ca, verify=True) if tls else False
-        api = docker.APIClient(base_url, version="1.41", timeout=60, tls=config)
+        api: Any = docker.APIClient(base_url, version="1.41", timeout=60, tls=config)
     except (docker.errors.DockerException, OSError) as error:
         raise NotConfigured(f"no client for {base_url}: {error}") from error
     api.trust_env = False
+    if base_url.startswith("unix://"):
+        from systemmanager.executors.docker_unix import Adapter
+
+        api._custom_adapter = Adapter(base_url.replace("unix://", "http+unix://", 1), 60)
+        api.mount("http+docker://", api._custom_adapter)
     return api
 
 

@@ -190,7 +190,7 @@ async def _made(docker: Docker, name: str, plan: Recreation) -> str:
     """A container as planned, not started. What fails here leaves nothing behind."""
     made = False
     try:
-        id = await docker.create(name, plan.body)
+        id = await _to_the_end(docker.create(name, plan.body))
         for network, endpoint in plan.connect.items():
             await docker.connect(network, id, endpoint)
         if plan.leave:
@@ -214,6 +214,7 @@ class Change:
     name: str
     plan: Recreation
     new: str
+    stopping: bool = False
 
     @property
     def old(self) -> str:
@@ -239,14 +240,17 @@ class Change:
         return await _to_the_end(self._remove_old())
 
     async def _exchange(self) -> None:
+        """The steps. None is left while it is on its way: the engine would go on with it under the way back."""
         docker = self.docker
         if self.runs:
-            await docker.act("stop", self.old)
+            self.stopping = True
+            await _to_the_end(docker.act("stop", self.old))
+            self.stopping = False
         if not await self._vanished():
-            await docker.rename(self.old, f"{self.name}.before-update")
-        await docker.rename(self.new, self.name)
+            await _to_the_end(docker.rename(self.old, f"{self.name}.before-update"))
+        await _to_the_end(docker.rename(self.new, self.name))
         if self.runs:
-            await docker.act("start", self.new)
+            await _to_the_end(docker.act("start", self.new))
             await self._proves_itself()
 
     async def _vanished(self) -> bool:
@@ -306,6 +310,8 @@ class Change:
         docker = self.docker
         await docker.remove(self.new, force=True)
         try:
+            if self.stopping:  # whether it was stopped was never answered: it may yet happen, so have it over
+                await docker.act("stop", self.old)
             old = await docker.inspect(self.old)
         except NotFound:
             await self._make_again()
