@@ -154,7 +154,7 @@ def http_site(
     server = Server(("127.0.0.1", 0), Answering)
     if tls is not None:
         server.socket = tls.context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    with server, _running(server.serve_forever, server.shutdown):
+    with server, _running(lambda: server.serve_forever(0.02), server.shutdown):
         yield Site(server.server_port, seen)
 
 

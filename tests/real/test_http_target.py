@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ def permit(one: Target) -> Permit:
 
 def request(one: Target, path: str, method: str = "GET") -> HttpAnswer:
     async def work() -> HttpAnswer:
-        from contextlib import AsyncExitStack
 
         executor = HttpExecutor(Surroundings(Path("/nonexistent")))
         try:
@@ -235,7 +235,6 @@ def test_a_connection_is_kept_between_calls() -> None:
         request.end_headers()
 
     async def work(one: Target) -> None:
-        from contextlib import AsyncExitStack
 
         executor = HttpExecutor(Surroundings(Path("/nonexistent")))
         for _ in range(3):
@@ -247,3 +246,34 @@ def test_a_connection_is_kept_between_calls() -> None:
     with http_site({"/": page}) as site:
         run(work(api(site.port)))
     assert len(seen) == 3 and len(set(seen)) == 1
+
+
+@pytest.mark.parametrize(("method", "requests"), [("GET", 3), ("POST", 2)])
+def test_a_read_outlives_a_kept_connection_that_the_server_just_closed(method: str, requests: int) -> None:
+    heard: list[bytes] = []
+
+    def once(connection: Any) -> None:
+        """Answer one request, promise to go on, and hang up on the next one."""
+        heard.append(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        if more := connection.recv(65536):
+            heard.append(more)
+
+    async def work(one: Target) -> HttpAnswer:
+        executor = HttpExecutor(Surroundings(Path("/nonexistent")))
+        try:
+            async with AsyncExitStack() as stack:
+                port = await executor.open(permit(one), "Http", stack)
+                await port.request("GET", "/")
+                return await port.request(method, "/")
+        finally:
+            await executor.aclose()
+
+    with tcp_site(once) as port:
+        if method == "GET":
+            assert run(work(api(port))).body == b"ok"
+        else:
+            with pytest.raises(GatewayError) as caught:
+                run(work(api(port)))
+            assert caught.value.code == "connection_lost"
+    assert len(heard) == requests, "a change is never sent twice"

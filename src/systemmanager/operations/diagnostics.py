@@ -144,7 +144,10 @@ def _ping(
 async def by_tcp(network: Network, host: str, count: int, why: str) -> Ping:
     """Connects in place of echoes: an answer and a refusal both show that the host is there."""
     for port in KNOCK_PORTS:
-        first = await knock(network, host, port, KNOCK)
+        try:
+            first = await knock(network, host, port, KNOCK)
+        except Unsupported as error:
+            raise Unsupported(f"{why}; {error.message}", hint=error.hint) from error
         if first.state in ("open", "closed"):
             break
     else:
@@ -236,8 +239,10 @@ async def knock(network: Network, host: str, port: int, timeout: float) -> PortS
     except DeadlineExceeded:
         return state("filtered", f"no answer within {timeout:g} s")
     except Unreachable as error:
-        refused = (error.details or {}).get("reason") == "refused"
-        return state("closed", "refused") if refused else state("unreachable", error.message)
+        reason = (error.details or {}).get("reason")
+        if reason == "refused":
+            return state("closed", "refused")
+        return state("filtered" if reason == "timeout" else "unreachable", error.message)
     reached = state("open")
     await stream.aclose()
     return reached
