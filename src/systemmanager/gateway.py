@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -45,6 +45,8 @@ _Decided = tuple[Call, list[Request], list[Decision]]
 GLOBAL_SLOTS = 256
 PROGRESS_PATIENCE = 2.0
 """Seconds that a client may take to receive one progress message before it gets no more of them."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger("systemmanager")
 
@@ -371,3 +373,14 @@ async def _ask(
     ids = {request.target.id for request in waiting}
     asked = [replace(one, approved_by=person) if one.target.id in ids else one for one in requests]
     return asked, [_decide(request) for request in asked]
+
+
+async def contained(work: Awaitable[T], what: str, *expected: type[Exception]) -> T:
+    """Await `work`; a defect in it is logged and raised as `InternalError`, so that its text reaches no client."""
+    try:
+        return await work
+    except expected:
+        raise
+    except Exception as error:
+        log.exception("request failed by a defect", request=what)
+        raise InternalError(f"the gateway failed on this {what}") from error

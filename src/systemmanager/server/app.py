@@ -24,6 +24,7 @@ from systemmanager.request import Principal
 from systemmanager.scopes import SCOPES
 from systemmanager.server.auth.tokens import GatewayAccess, SharedSecretVerifier
 from systemmanager.server.changes import Changes
+from systemmanager.server.guard import Guard
 from systemmanager.server.listing import Listing
 from systemmanager.server.prompts import add_prompts
 from systemmanager.server.resources import add_resources
@@ -134,6 +135,7 @@ def build(gateway: Gateway, caller: Caller, *, secret: str | None = None) -> Fas
         version=__version__,
         auth=None if secret is None else SharedSecretVerifier(secret),
         mask_error_details=True,
+        middleware=[Guard()],
     )
     for operation in CATALOGUE.values():
         server.add_tool(OperationTool.of(operation, gateway, caller))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import signal
 import socket
 import time
@@ -99,6 +100,41 @@ def _too_large() -> Response:
     return _refusal(413, "body_too_large", f"at most {MAX_BODY} bytes")
 
 
+class NoInside:
+    """ASGI middleware: takes the SDK's own exception texts out of its answers to malformed requests (400)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held: list[Message] = []
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 400:
+                held.append(message)
+            elif not held:
+                await send(message)
+            else:
+                held.append(message)
+                if not message.get("more_body"):
+                    await _plain(b"".join(part.get("body", b"") for part in held))(scope, receive, send)
+                    held.clear()
+
+        await self._app(scope, receive, watched if scope["type"] == "http" else send)
+
+
+def _plain(body: bytes) -> Response:
+    """A 400 with the first words of its JSON-RPC error; what follows a colon is the exception's text."""
+    try:
+        answer = json.loads(body)
+        message = str(answer["error"]["message"])
+        if message.startswith(("Validation error:", "Parse error:")):
+            answer["error"]["message"] = message.partition(":")[0]
+    except (ValueError, TypeError, KeyError):
+        return Response(body, status_code=400, media_type="text/plain")
+    return JSONResponse(answer, status_code=400)
+
+
 class OneCredential:
     """ASGI middleware: refuses a request that could mean two callers, so that no proxy and gateway ever disagree."""
 
@@ -175,7 +211,7 @@ def http_app(server: FastMCP, gateway: Gateway, settings: Settings, stop: asynci
 
     app = server.http_app(
         path="/mcp",
-        middleware=[Middleware(BoundedBody)],
+        middleware=[Middleware(BoundedBody), Middleware(NoInside)],
         host_origin_protection=True,
         allowed_hosts=accepted_hosts(settings),
     )
