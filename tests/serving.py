@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 from fastmcp import Client, FastMCP
 from fastmcp.client.transports import StreamableHttpTransport
 
@@ -19,6 +20,7 @@ from systemmanager.server.app import bearer, build
 from systemmanager.server.auth.tokens import mint
 from systemmanager.server.http import http_app, listening
 from systemmanager.settings import Settings
+from tests.support import real_gateway, target
 
 SECRET = "KqW8m2Rz7yXc4vTn1LpJ6hGf3dSa9bQe0uIo5tYx"
 Era = Literal["auto", "legacy"]
@@ -54,6 +56,23 @@ async def served(gateway: Gateway) -> AsyncIterator[Served]:
     server = build(gateway, bearer, secret=SECRET)
     async with listening(http_app(server, gateway, settings), settings) as port:
         yield Served(f"http://127.0.0.1:{port}/mcp", server=server)
+
+
+BEARER = {"Authorization": f"Bearer {token()}"}
+ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+@asynccontextmanager
+async def http(tmp_path: Path) -> AsyncIterator[tuple[Served, httpx.AsyncClient]]:
+    async with real_gateway(tmp_path, target("local")) as gateway, served(gateway) as there:
+        async with httpx.AsyncClient(base_url=there.origin) as client:
+            yield there, client
 
 
 @dataclass
