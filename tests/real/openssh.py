@@ -228,6 +228,7 @@ def _config(server: SshServer, lines: tuple[str, ...], sftp: bool) -> str:
         "PermitRootLogin prohibit-password",
         "LogLevel VERBOSE",
         "PrintMotd no",
+        "SetEnv SHLVL=2",  # a bash below another one reads no .bashrc: what stands in root's is not ours to wait for
     ]
     if sftp:
         fixed.append("Subsystem sftp internal-sftp")
