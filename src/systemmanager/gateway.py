@@ -135,7 +135,7 @@ class Gateway:
 
     def _entry(self, principal: Principal, tool: str, raw: Mapping[str, Any]) -> Entry:
         """What the audit log gets of a call: bounded before the search for secrets, and after it."""
-        arguments = shaping.clip(self._redactor.value(shaping.clip(raw, 65_536)))
+        arguments = shaping.clip(self._redactor.value(shaping.clip(raw, 65_536, 16_384)))
         return Entry(secrets.token_hex(8), principal, self._redactor.text(tool[:100]), arguments)
 
     async def _answer(

@@ -125,16 +125,16 @@ def fault(call_id: str, tool: str, error: dict[str, Any]) -> Reply:
     return Reply(call_id, tool, error=error)
 
 
-def clip(value: Any, budget: int = 8192, depth: int = 8) -> Any:
-    """A JSON value with at most about `budget` characters in it, and at most `depth` levels: nobody floods a line."""
-    return _Clip(budget).value(value, depth)
+def clip(value: Any, budget: int = 8192, longest: int = 2048, depth: int = 8) -> Any:
+    """A JSON value with about `budget` characters, texts of `longest`, and `depth` levels: nobody floods a line."""
+    return _Clip(budget, longest).value(value, depth)
 
 
 class _Clip:
     """Cuts what no longer fits; what is cut says how much there was."""
 
-    def __init__(self, budget: int) -> None:
-        self._left = budget
+    def __init__(self, budget: int, longest: int) -> None:
+        self._left, self._longest = budget, longest
 
     def value(self, value: Any, depth: int) -> Any:
         self._left -= 4
@@ -153,7 +153,7 @@ class _Clip:
         return self._text(str(value) if not isinstance(value, int) else "a number of many digits")
 
     def _text(self, text: str) -> str:
-        length = max(16, min(len(text), self._left, 2048))
+        length = max(16, min(len(text), self._left, self._longest))
         self._left -= min(len(text), length)
         return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
