@@ -202,7 +202,7 @@ def test_no_message_repeats_a_secret(tmp_path: Path) -> None:
     assert "hunter2" not in "\n".join(problems(tmp_path, text))
 
 
-# --- ${NAME} --------------------------------------------------------------------------------------------------
+# --- ${NAME} ---------------------------------------------------------------------------------------------------------
 
 UNRESOLVED = {
     "key": "{host: h, username: u, key_path: '${GONE}'}",

@@ -74,10 +74,11 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
 
 
 def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:
-    name = ".".join(str(part) for part in details["loc"] if not _is_branch(part)) or "arguments"
     if details["type"] == "extra_forbidden":
+        name = str(details["loc"][-1])
         near = nearest(name, model.model_fields)
         return f"there is no parameter {name[:64]!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    name = ".".join(str(part) for part in details["loc"] if not _is_branch(part)) or "arguments"
     if details["type"] == "missing":
         return f"{name} is missing"
     message = details["msg"].removeprefix("Value error, ")
