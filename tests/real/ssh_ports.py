@@ -10,6 +10,7 @@ from systemmanager.executors.ssh import SshExecutor, create
 from systemmanager.operation import Risk, demand
 from systemmanager.request import Permit
 from systemmanager.target import Target
+from tests.support import run
 
 
 class Opened:
@@ -32,3 +33,13 @@ async def ssh_executor(folder: Path, *known_hosts: Path) -> AsyncIterator[Opened
             yield Opened(executor, stack)
     finally:
         await executor.aclose()
+
+
+def probed(tmp_path: Path, target: Target, *known_hosts: Path, via: tuple[Target, ...] = ()) -> dict[str, str]:
+    """What the probe of a fresh executor answers."""
+
+    async def work() -> dict[str, str]:
+        async with ssh_executor(tmp_path, *known_hosts) as opened:
+            return dict(await (await opened(target, "Probe", via)).probe())
+
+    return run(work())

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncssh
 
-from systemmanager.errors import EngineUnavailable, Unsupported
+from systemmanager.errors import EngineUnavailable
 from systemmanager.executors import Surroundings, unsupported
 from systemmanager.executors.ssh_connections import Connections, Kept, ssh
 from systemmanager.executors.ssh_facts import SshFacts
@@ -111,12 +111,9 @@ async def _check(kept: Kept, remote: str) -> None:
     except asyncssh.ChannelOpenError as error:
         if kept.gone:
             raise kept.lost() from error
-        if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
-            raise Unsupported(
-                f"{kept.target.id!r} does not let SSH forward sockets",
-                hint="Set AllowStreamLocalForwarding yes in its sshd_config.",
-            ) from error
         raise EngineUnavailable(
             f"no Docker Engine answers at {remote} of {kept.target.id!r}",
-            hint="Is it installed and running, and is the target's user in the docker group?",
+            # sshd gives one and the same answer for all of these.
+            hint="Is it running, is the target's user in the docker group, and does its sshd allow "
+            "AllowStreamLocalForwarding and AllowTcpForwarding?",
         ) from error

@@ -136,6 +136,7 @@ class Kept:
             except TimeoutError:
                 self.connection.abort()
                 await self.connection.wait_closed()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Session(asyncssh.SSHClientSession[bytes]):

@@ -102,20 +102,22 @@ async def dial(
 ) -> tuple[asyncssh.SSHClientConnection, Client]:
     """Connect, through `tunnel` where there is one. Raises `TargetError`."""
     known = trust(connection, known_hosts)
-    options: dict[str, Any] = {**OPTIONS, **await credentials(connection), "username": connection.username}
-    options |= {"known_hosts": known.known_hosts, "tunnel": tunnel or ()}
-    client = Client(known)
-    try:
-        return await _attempt(connection, client, known, {**options, "server_host_key_algs": known.algorithms})
-    except HostKeyChanged:
-        if known.pin is None or client.shown is None:
+    async with credentials(connection) as who:
+        options: dict[str, Any] = {**OPTIONS, **who, "username": connection.username}
+        options |= {"known_hosts": known.known_hosts, "tunnel": tunnel or ()}
+        client = Client(known)
+        try:
+            return await _attempt(connection, client, known, {**options, "server_host_key_algs": known.algorithms})
+        except HostKeyChanged:
+            if known.pin is None or client.shown is None:
+                raise
+            # A fingerprint does not tell the kind of its key: the host may have that key beside the one it showed.
+            for kind in KINDS:
+                if client.shown.algorithm.decode() not in kind:
+                    with suppress(HostKeyChanged, Unreachable):
+                        other = {**options, "server_host_key_algs": kind}
+                        return await _attempt(connection, Client(known), known, other)
             raise
-        # A fingerprint does not tell the kind of its key: the host may have that key beside the one it showed.
-        for kind in KINDS:
-            if client.shown.algorithm.decode() not in kind:
-                with suppress(HostKeyChanged, Unreachable):
-                    return await _attempt(connection, Client(known), known, {**options, "server_host_key_algs": kind})
-        raise
 
 
 async def _attempt(
@@ -126,7 +128,7 @@ async def _attempt(
         async with asyncio.timeout(CONNECT_TIMEOUT):
             made = await asyncssh.connect(connection.host, connection.port, client_factory=lambda: client, **options)
     except asyncssh.HostKeyNotVerifiable as error:
-        raise refused(connection, known, client.shown) from error
+        raise refused(connection, known, client.shown, error.reason) from error
     except TimeoutError as error:
         raise Unreachable(
             f"{place} did not answer within {CONNECT_TIMEOUT:g} s",

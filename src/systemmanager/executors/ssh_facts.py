@@ -57,7 +57,7 @@ CONNECTIONS = (
     _SECTIONS + "for f in tcp tcp6 udp udp6; do s $f; cat net/$f; done; "
     "s sockets; if find --version >/dev/null; "
     'then find [0-9]*/fd -maxdepth 1 -lname "socket:*" -printf "%h %l\\n"; '
-    'else ls -lq [0-9]*/fd | sed -n -e "/^[0-9]*.fd:$/{s/:$//;h;}" '
+    'else ls -l [0-9]*/fd | sed -n -e "/^[0-9]*.fd:$/{s/:$//;h;}" '
     '-e "/ -> socket:/{s/.* -> //;G;s/\\(.*\\)\\n\\(.*\\)/\\2 \\1/p;}"; fi; '
     's names; grep -sH "" [0-9]*/comm; ' + _COMMANDS + "s end; exit 0"
 )

@@ -106,16 +106,16 @@ def _known(stamps: tuple[tuple[str, tuple[int, int]], ...], host: str, port: int
     return Trust(tuple(keys), tuple(authorities), tuple(revoked))
 
 
-def refused(connection: SshConnection, known: Trust, shown: asyncssh.SSHKey | None) -> TargetError:
+def refused(connection: SshConnection, known: Trust, shown: asyncssh.SSHKey | None, reason: str = "") -> TargetError:
     """Why the key that a host showed was not accepted."""
     place = connection.host if connection.port == 22 else f"[{connection.host}]:{connection.port}"
+    if "revoked" in reason:
+        return HostKeyChanged(f"{place} shows a host key that {known.source} marks as revoked")
     if shown is None:
         return HostKeyChanged(f"{place} shows a host key or certificate that {known.source} does not accept")
     fingerprint, line = shown.get_fingerprint(), shown.export_public_key().decode().strip()
     line = " ".join(line.split()[:2])
     details = {"fingerprint": fingerprint, "host_key": line}
-    if shown in known.revoked:
-        return HostKeyChanged(f"{place} shows a host key that known_hosts marks as revoked", details=details)
     if known.pin or known.keys or known.authorities:
         return HostKeyChanged(f"{place} shows the host key {fingerprint}, but {known.source} differs", details=details)
     return HostKeyUnknown(

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,33 @@ from systemmanager.errors import NotConfigured
 from systemmanager.target import SshConnection
 
 
-async def credentials(connection: SshConnection) -> dict[str, Any]:
-    """The options of asyncssh that say who we are. Raises `NotConfigured`."""
-    options: dict[str, Any] = {"agent_path": None, "client_keys": None}
-    if connection.agent:
-        options["agent_path"] = os.environ.get("SSH_AUTH_SOCK")
-        if not options["agent_path"]:
-            raise NotConfigured("connection.agent is set, but the gateway has no SSH_AUTH_SOCK", hint="Set key_path.")
-    if connection.key_path is not None:
-        # In a thread: an encrypted key costs 0.1 s of bcrypt, which would hold up every other call.
-        options["client_keys"] = [await asyncio.to_thread(_key, connection)]
-    elif not connection.agent:
-        raise NotConfigured("the target has neither key_path nor agent: true", hint="Set connection.key_path.")
-    return options
+@asynccontextmanager
+async def credentials(connection: SshConnection) -> AsyncIterator[dict[str, Any]]:
+    """The options of asyncssh that say who we are, good for one login. Raises `NotConfigured`."""
+    async with AsyncExitStack() as stack:
+        keys: list[Any] = []
+        if connection.key_path is not None:
+            # In a thread: an encrypted key costs 0.1 s of bcrypt, which would hold up every other call.
+            keys.append(await asyncio.to_thread(_key, connection))
+        if connection.agent:
+            keys += await _agent_keys(stack)
+        if not keys:
+            if connection.agent:
+                raise NotConfigured("the agent at SSH_AUTH_SOCK holds no key", hint="ssh-add one, or set key_path.")
+            raise NotConfigured("the target has neither key_path nor agent: true", hint="Set connection.key_path.")
+        yield {"agent_path": None, "client_keys": keys}
+
+
+async def _agent_keys(stack: AsyncExitStack) -> list[Any]:
+    path = os.environ.get("SSH_AUTH_SOCK")
+    if not path:
+        raise NotConfigured("connection.agent is set, but the gateway has no SSH_AUTH_SOCK", hint="Set key_path.")
+    try:
+        agent = await asyncssh.connect_agent(path)
+        stack.callback(agent.close)
+        return list(await agent.get_keys())
+    except (OSError, ValueError) as error:
+        raise NotConfigured(f"the agent at SSH_AUTH_SOCK does not answer: {error}", hint="Start it.") from error
 
 
 def _key(connection: SshConnection) -> Any:
@@ -57,10 +73,18 @@ def _imported(text: str, source: str, passphrase: str | None) -> asyncssh.SSHKey
     try:
         return asyncssh.import_private_key(text.strip() + "\n", passphrase)
     except asyncssh.KeyEncryptionError as error:
+        if "bcrypt" in str(error):
+            raise NotConfigured(
+                f"the encrypted key {source} can't be opened without Python's bcrypt",
+                hint="Install bcrypt, or have ssh-keygen -p -m PKCS8 write the key in the other format.",
+            ) from error
         raise NotConfigured(f"the passphrase does not open the key {source}", hint="Set passphrase.") from error
     except asyncssh.KeyImportError as error:
-        if "passphrase" in str(error).lower() and passphrase is None:
+        encrypted = "ENCRYPTED" in text or "passphrase" in str(error).lower()
+        if encrypted and passphrase is None:
             reason, hint = "is encrypted and the target has no passphrase", "Set connection.passphrase: ${NAME}."
+        elif encrypted:
+            reason, hint = "is not opened by the target's passphrase", "Correct connection.passphrase."
         else:
             reason, hint = "is no private key that can be read", "OpenSSH and PEM formats are."
         raise NotConfigured(f"the key {source} {reason}", hint=hint) from error
