@@ -11,7 +11,6 @@ import asyncssh
 import pytest
 
 from systemmanager.errors import AuthRefused, HostKeyChanged, HostKeyUnknown, NotConfigured
-from tests.conftest import need
 from tests.real.openssh import SshServer, SshServers, until
 from tests.real.ssh_ports import probed
 
@@ -105,12 +104,19 @@ def test_a_key_may_be_a_path_or_the_key_itself(tmp_path: Path, ssh_server: SshSe
 
 @pytest.mark.parametrize("form", ["pkcs8-pem", "openssh"])
 def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path, ssh_server: SshServer, form: str) -> None:
-    if form == "openssh":
-        need("ssh", None if find_spec("bcrypt") else "Python's bcrypt is not installed")
     key = tmp_path / "encrypted"
-    plain = asyncssh.read_private_key(str(ssh_server.client_key))
-    key.write_bytes(plain.export_private_key(form, "a secret"))
+    key.write_bytes(ssh_server.client_key.read_bytes())
+    key.chmod(0o600)
     how = {"key_path": str(key)}
+    if form == "openssh":
+        subprocess.run(["ssh-keygen", "-q", "-p", "-N", "a secret", "-f", str(key)], check=True, capture_output=True)
+        if not find_spec("bcrypt"):
+            with pytest.raises(NotConfigured, match="bcrypt"):
+                probed(tmp_path, ssh_server.target(connection={**how, "passphrase": "a secret"}))
+            return
+    else:
+        plain = asyncssh.read_private_key(str(ssh_server.client_key))
+        key.write_bytes(plain.export_private_key(form, "a secret"))
     assert probed(tmp_path, ssh_server.target(connection={**how, "passphrase": "a secret"}))
     for passphrase in ("wrong", None):
         with pytest.raises(NotConfigured, match="passphrase") as caught:
