@@ -77,6 +77,12 @@ def test_without_a_cursor_a_cut_names_none() -> None:
     assert shaped is not None and shaped["truncated"] is True and "next" not in shaped
 
 
+def test_a_cut_of_a_list_without_cursor_takes_the_stale_next_away() -> None:
+    shaped = bound(Reply("id", "file_operations", [TargetReply("a", {"entries": ["x" * 100] * 9_000, "next": "9000"})]))
+    data = shaped.results[0].data
+    assert data is not None and data["truncated"] is True and "next" not in data
+
+
 # --- Text ------------------------------------------------------------------------------------------------------------
 
 

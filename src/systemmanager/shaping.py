@@ -239,7 +239,9 @@ def _cut(data: dict[str, Any], limit: int, start: int | None) -> dict[str, Any]:
         else:
             kept[name] = shorter
         kept["truncated"] = True
-        if isinstance(shorter, list) and start is not None:
+        if start is None:
+            kept.pop("next", None)  # it leads on from the end of what was cut
+        elif isinstance(shorter, list):
             kept["next"] = str(start + max(1, len(shorter)))
         excess = size_of(kept) - limit
     return kept
