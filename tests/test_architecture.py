@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "audit": VOCABULARY | {"audit"},
 }
 HOMES = {
-    **dict.fromkeys(("asyncssh", "docker", "httpx", "psutil", "subprocess"), "executors"),
+    **dict.fromkeys(("asyncssh", "docker", "httpcore", "httpx", "psutil", "subprocess"), "executors"),
     **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "authlib", "joserfc", "uvicorn"), "server"),
 }
 
