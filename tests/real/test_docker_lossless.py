@@ -241,3 +241,17 @@ def test_cut_at_any_step_a_container_runs_under_the_name(
     rows = containers.client.containers(all=True, filters={"name": name})
     assert [row["Names"] for row in rows] == [[f"/{name}"]], "something is left over"
     assert (now["Id"] == old["Id"]) == (at < 6), "the old one until the new one has proved itself"
+
+
+def test_a_network_that_the_container_left_is_not_joined_again(
+    engine: Engine, containers: Containers, registry: Registry
+) -> None:
+    app = registry.put("team/app", files={"version": "1"}, Cmd=SLEEP)
+    engine.client.pull(app, "latest")
+    name, network = containers(image=app), containers.network()
+    engine.client.connect_container_to_network(name, network, aliases=["www"])
+    engine.client.disconnect_container_from_network(name, "bridge")
+    registry.put("team/app", files={"version": "2"}, Cmd=SLEEP)
+    update(engine, name)
+    networks = containers.state(name)["NetworkSettings"]["Networks"]
+    assert list(networks) == [network] and "www" in networks[network]["Aliases"]

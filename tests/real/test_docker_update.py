@@ -8,6 +8,7 @@ import pytest
 from systemmanager.operations import container_update
 from tests.real.docker_calls import KINDS, answer, failure, on
 from tests.real.engine import Containers, Engine, until
+from tests.real.openssh import SshServer
 from tests.real.registry import Registry
 
 SLEEP = ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"]
@@ -55,6 +56,21 @@ def test_a_container_gets_the_new_image_under_its_name(
     assert before["Image"].startswith(f"sha256:{data['previous_image_id']}")
     assert after["Image"] == engine.client.inspect_image(app)["Id"] != before["Image"]
     assert family(containers, name) == [name]
+
+
+def test_over_ssh_the_targets_engine_is_asked(
+    engine: Engine, containers: Containers, registry: Registry, app: str, ssh_server: SshServer, tmp_path: Path
+) -> None:
+    name = containers(image=app)
+    where = ssh_server.target("web-01", connection={"docker_socket": engine.socket})
+    listed = answer(tmp_path, "get_container_list", {}, where)
+    assert name in {row["name"] for row in listed["containers"]}
+    registry.put("team/app", files={"version": "2"}, Cmd=SLEEP)
+    assert answer(tmp_path, "update_docker_container", {"name_or_id": name}, where)["updated"]
+    arguments = {"action": "stop", "name_or_id": name}
+    assert answer(tmp_path, "manage_container", arguments, where)["state"] == "exited"
+    unknown = failure(tmp_path, "manage_container", {**arguments, "name_or_id": f"{name}x"}, where)
+    assert unknown["code"] == "not_found" and name in unknown["hint"]
 
 
 def test_an_image_that_did_not_change_changes_nothing(

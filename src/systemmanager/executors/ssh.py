@@ -12,6 +12,7 @@ import asyncssh
 
 from systemmanager.errors import EngineUnavailable
 from systemmanager.executors import Surroundings, unsupported
+from systemmanager.executors.docker_client import forget
 from systemmanager.executors.ssh_connections import Connections, Kept, ssh
 from systemmanager.executors.ssh_facts import SshFacts
 from systemmanager.executors.ssh_files import SshFiles
@@ -89,6 +90,7 @@ async def _forwarded(kept: Kept, permit: Permit, runtime: Path) -> Path:
 
         def close() -> None:
             listener.close()
+            forget(frozenset({f"unix://{path}"}))
             with suppress(OSError):
                 path.unlink()
 
