@@ -145,6 +145,10 @@ def _kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs([process for process in processes if process.pid not in own], timeout=5)
 
 
+def _done(*command: str) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
 def _keygen(path: Path, *options: str) -> None:
     path.unlink(missing_ok=True)
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path), *options]
@@ -201,8 +205,9 @@ class SshServers:
         name = f"sm{next(_numbers)}-{Path(shell).name}"[:31]
         home = self._folder / name
         command = ["useradd", "-M", "-N", "-d", str(home), "-s", str(program), "-p", "*", name]
-        subprocess.run(command, check=True, capture_output=True)
-        self._stack.callback(subprocess.run, ["userdel", name], check=False, capture_output=True)
+        until(lambda: _done(*command), f"{name} is made")
+        # -f: a process of its may take a moment to end. Again when another worker holds the lock of /etc/passwd.
+        self._stack.callback(until, lambda: _done("userdel", "-f", name), f"{name} is gone")
         home.mkdir(mode=0o755)
         shutil.chown(home, name)
         return name
