@@ -5,12 +5,21 @@ from pathlib import Path
 import pytest
 
 from systemmanager import registry
+from systemmanager.operation import CATALOGUE
 from systemmanager.scopes import SCOPES
 from systemmanager.target import Constraints
 from tests import documentation
 
 ROOT = Path(__file__).parent.parent
 README = documentation.README.read_text()
+
+
+def test_the_readme_holds_the_tables_that_the_program_gives() -> None:
+    assert documentation.rendered(README) == README, "run `make docs`"
+
+
+def test_every_tool_has_a_row() -> None:
+    assert [name for name in CATALOGUE if f"| `{name}(" not in README] == []
 
 
 @pytest.mark.parametrize("name", Constraints.model_fields)

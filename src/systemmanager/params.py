@@ -49,7 +49,6 @@ def _absolute_path(value: str) -> str:
 
 
 NotBoolean = BeforeValidator(_refuse_boolean)  # goes last: pydantic puts bounds that follow it wrongly in schemas
-Whole = Annotated[int, NotBoolean]
 Plain = AfterValidator(_plain)
 NoOption = AfterValidator(_no_option)
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from systemmanager.params import AbsolutePath, Hostname, Plain, TcpPort, Whole
+from systemmanager.params import AbsolutePath, Hostname, NotBoolean, Plain, TcpPort
 from systemmanager.scopes import expand
 
 TargetId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
@@ -102,7 +102,7 @@ class Constraints(_Model):
     timeout: Annotated[float, BeforeValidator(_number), Field(gt=0, le=86_400)] | None = Field(
         default=None, description="Longest call, in seconds."
     )
-    concurrency: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=10, description="Calls at a time.")
+    concurrency: Annotated[int, Field(ge=1, le=1000), NotBoolean] = Field(default=10, description="Calls at a time.")
     sudo_policy: SudoPolicy = Field(
         default="none",
         description="none: never sudo; limited: systemctl and the package manager; full: wherever root helps.",
@@ -118,7 +118,7 @@ class Constraints(_Model):
     images: tuple[Glob, ...] | None = Field(
         default=None, description="Images that may be pulled or run (globs), with or without :tag."
     )
-    max_output_bytes: Annotated[Whole, Field(ge=1024, le=64 * 1024 * 1024)] = Field(
+    max_output_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024), NotBoolean] = Field(
         default=1024 * 1024, description="Most bytes that are read of one command's or file's output."
     )
 

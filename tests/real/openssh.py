@@ -233,7 +233,6 @@ def _config(server: SshServer, lines: tuple[str, ...], sftp: bool) -> str:
         "PermitRootLogin prohibit-password",
         "LogLevel VERBOSE",
         "PrintMotd no",
-        "SetEnv SHLVL=2",  # a bash below another one reads no .bashrc: what stands in root's is not ours to wait for
     ]
     if server.username == "root":
         fixed.append(f"SetEnv HOME={server.folder}")  # root's own start-up files are none of a test's business

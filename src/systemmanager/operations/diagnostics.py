@@ -20,7 +20,7 @@ from systemmanager.errors import (
     Unsupported,
 )
 from systemmanager.operation import Risk, operation
-from systemmanager.params import Hostname, TcpPort, Whole
+from systemmanager.params import Hostname, NotBoolean, TcpPort
 from systemmanager.ports import Network, Result
 
 KNOCK = 2.0
@@ -64,7 +64,9 @@ class Ping(Result):
     roles={"host": "host"},
     open_world=True,
 )
-async def ping_host(network: Network, host: Hostname, count: Annotated[Whole, Field(ge=1, le=20)] = 4) -> Ping:
+async def ping_host(
+    network: Network, host: Hostname, count: Annotated[int, Field(ge=1, le=20), NotBoolean] = 4
+) -> Ping:
     """Ping a host from the target: loss and latency. Falls back to TCP where ICMP is not possible, and says so."""
     try:
         return await _by_program(network, host, count)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from systemmanager.operation import Risk, operation
 from systemmanager.operations import text_files
-from systemmanager.params import AbsolutePath, LineCount, Pattern, Whole
+from systemmanager.params import AbsolutePath, LineCount, NotBoolean, Pattern
 from systemmanager.ports import FileInfo, FileKind, Files, Result
 
 MAX_PAGE = 1000
@@ -64,7 +64,9 @@ async def file_operations(
     action: Literal["list", "info", "read", "tail", "search"],
     path: AbsolutePath,
     lines: LineCount = 100,
-    offset: Annotated[Whole, Field(ge=0, description="Lines or entries to skip; for tail, from the end.")] = 0,
+    offset: Annotated[
+        int, Field(ge=0, description="Lines or entries to skip; for tail, from the end."), NotBoolean
+    ] = 0,
     pattern: Annotated[
         Pattern,
         Field(description="For list and search, ignoring case: a glob of names; in a file, text with * for anything."),

@@ -9,7 +9,7 @@ from pydantic import Field
 from systemmanager.errors import CommandFailed, CommandMissing, NameNotResolved, UnreadableOutput
 from systemmanager.operation import Risk, operation
 from systemmanager.operations.diagnostics import UNKNOWN_NAME, by_tcp
-from systemmanager.params import Hostname, Whole
+from systemmanager.params import Hostname, NotBoolean
 from systemmanager.ports import Network, Result
 
 
@@ -37,7 +37,9 @@ class Route(Result):
     roles={"host": "host"},
     open_world=True,
 )
-async def traceroute(network: Network, host: Hostname, max_hops: Annotated[Whole, Field(ge=1, le=64)] = 15) -> Route:
+async def traceroute(
+    network: Network, host: Hostname, max_hops: Annotated[int, Field(ge=1, le=64), NotBoolean] = 15
+) -> Route:
     """The route from the target to a host, hop by hop; only whether TCP reaches it where no program is there."""
     why: list[str] = []
     for argv, parse in (
