@@ -34,7 +34,7 @@ class Listing:
     """A Docker port that only lists."""
 
     def __init__(self, count: int) -> None:
-        self._rows = [
+        self._rows: list[dict[str, Any]] = [
             {
                 "Id": f"{number:064x}", "Names": [f"/other/link-{number}", f"/c{number:03}"], "Image": "nginx",
                 "Created": 0, "State": "exited" if number % 2 else "running", "Status": "Up", "Ports": [], "Labels": {},
