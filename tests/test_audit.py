@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,43 @@ def test_durable_records_that_come_together_share_one_sync(tmp_path: Path, monke
     assert 1 <= len(syncs) <= 3 and syncs[-1] == size, "every record is covered, by few syncs"
 
 
-def test_an_append_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_append_returns_before_a_sync_that_began_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, covered, go_on = tmp_path / "audit.jsonl", [0], threading.Event()
+    real = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        go_on.wait(10)
+        real(descriptor)
+        covered.append(size)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+
+    async def work() -> None:
+        log = AuditLog(path)
+
+        async def one(id: str) -> None:
+            task = asyncio.ensure_future(log.append([record(id)], durable=True))
+            await asyncio.sleep(0)
+            size = path.stat().st_size
+            await task
+            assert covered[-1] >= size
+
+        first = asyncio.create_task(one("a"))
+        while log._syncing is None:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(one("b"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, second)
+        log.close()
+
+    run(work())
+    assert len(covered) == 3
+
+
+def test_a_sync_that_fails_fails_the_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 

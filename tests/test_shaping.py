@@ -29,6 +29,9 @@ LARGE: dict[str, list[dict[str, Any]]] = {
     "500 targets": [listing(100) for _ in range(500)],
     "500 small targets": [listing(3) for _ in range(500)],
     "one large of 500": [listing(10_000), *({"a": 1} for _ in range(499))],
+    "1000 targets": [{"rows": [{"a": ["x" * 60] * 60} for _ in range(3)]} for _ in range(1000)],
+    "500 a little too large": [listing(6) for _ in range(500)],
+    "1500 targets": [{"rows": [{"text": "x" * 200} for _ in range(3)], "total": 3} for _ in range(1500)],
     "10,000 targets": [{"a": "x" * 50} for _ in range(10_000)],
 }
 
@@ -41,6 +44,9 @@ def test_no_answer_is_too_large_for_a_client(data: list[dict[str, Any]]) -> None
     summary = shaped.as_dict()["summary"]
     assert summary["targets"] == len(data) == summary["succeeded"] and shaped.ok
     assert summary.get("omitted", 0) + len(shaped.results) == len(data)
+    assert len(shaped.results) >= min(len(data), 1000), "every target is heard as long as there is room"
+    for one in shaped.results:
+        assert one.data is not None and int(one.data.get("next", 1)) > 0, "a cursor leads on"
 
 
 def test_what_is_small_stays_as_it_is() -> None:

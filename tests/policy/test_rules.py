@@ -256,7 +256,8 @@ def test_every_rule_is_asked_and_kept_even_after_a_deny() -> None:
 
 def test_a_deny_weighs_more_than_an_ask() -> None:
     access = replace(READ, approval=True)
-    assert decide(request(access)).answer is ASK
+    asked = decide(request(access))
+    assert asked.answer is ASK and asked.permit is None
     decision = decide(request(access, principal=principal()))
     assert decision.answer is DENY and decision.against.rule == "scopes"
 
