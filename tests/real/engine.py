@@ -38,6 +38,15 @@ class Engine:
 
     socket: str
     client: Any
+    registries: list[str] = field(default_factory=list)
+
+    def forget_images(self) -> None:
+        """Remove what came from the registries of this test process; its containers are gone by then."""
+        for image in self.client.images():
+            names = [*(image["RepoTags"] or []), *(image["RepoDigests"] or [])]
+            if any(name.startswith(tuple(f"{address}/" for address in self.registries)) for name in names):
+                with suppress(APIError):
+                    self.client.remove_image(image["Id"], force=True)
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0, every: float = 0.05) -> Any:
@@ -161,9 +170,11 @@ def engine() -> Iterator[Engine]:
     need("docker", missing())
     with shared_engine() as socket:
         client = APIClient(f"unix://{socket}", version="auto", timeout=60)
+        made = Engine(str(socket), client)
         try:
-            yield Engine(str(socket), client)
+            yield made
         finally:
+            made.forget_images()
             client.close()
 
 
@@ -221,10 +232,15 @@ class Containers:
         return found
 
     def clean(self) -> None:
+        volumes: set[str] = set()
         for row in self.client.containers(all=True):
             if any(name.lstrip("/").startswith(tuple(self.names)) for name in row["Names"] or ["?"]):
+                volumes |= {mount["Name"] for mount in row["Mounts"] if mount["Type"] == "volume"}
                 with suppress(APIError):
                     self.client.remove_container(row["Id"], v=True, force=True)
+        for volume in volumes:
+            with suppress(APIError):
+                self.client.remove_volume(volume)
         for network in self.networks:
             with suppress(APIError):
                 self.client.remove_network(network)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.real.engine import root_filesystem
+from tests.real.engine import Engine, root_filesystem
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -91,7 +91,7 @@ def _tar(files: dict[str, str]) -> bytes:
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
+def registry(engine: Engine) -> Iterator[Registry]:
     made = Registry()
     made.gate.set()
 
@@ -118,6 +118,7 @@ def registry() -> Iterator[Registry]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         server.daemon_threads = True
         made.address = f"127.0.0.1:{server.server_port}"
+        engine.registries.append(made.address)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
