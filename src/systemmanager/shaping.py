@@ -206,6 +206,9 @@ def bound(reply: Reply, start: int | None = None) -> Reply:
     return reply
 
 
+_MARKS = 48
+"""Bytes of the fields that say that something was cut, and of the braces."""
+
 _TOO_LARGE = "too large to answer; ask for less, or for fewer targets"
 
 
@@ -225,25 +228,26 @@ def _shorten(result: TargetReply, share: int, start: int | None) -> int:
 
 def _cut(data: dict[str, Any], limit: int, start: int | None) -> dict[str, Any]:
     """`data` in at most `limit` bytes: its largest fields are shortened, one after the other."""
-    sizes = {name: size_of(value) + len(name) + 6 for name, value in data.items()}
-    kept = dict(data)
-    excess = sum(sizes.values()) + 20 - limit
-    while excess > 0:
-        name = max(sizes, key=sizes.__getitem__, default=None)
+    sizes = {name: size_of(value) + size_of(name) + 2 for name, value in data.items()}
+    smallest_first = sorted(sizes, key=sizes.__getitem__)
+    kept, total = dict(data), sum(sizes.values()) + _MARKS
+    while total > limit:
+        name = smallest_first.pop() if smallest_first else None
         if name is None or sizes[name] <= 40:
             return {"truncated": True, "note": _TOO_LARGE}
-        value, room = kept[name], max(sizes.pop(name) - excess - len(name) - 24, 0)
-        shorter = _shorter(value, room)
+        around = size_of(name) + 2
+        shorter = _shorter(kept[name], max(limit - (total - sizes[name]) - around, 0))
+        total -= sizes[name]
         if shorter is None:
             kept.pop(name)
         else:
             kept[name] = shorter
+            total += size_of(shorter) + around
         kept["truncated"] = True
         if start is None:
             kept.pop("next", None)  # it leads on from the end of what was cut
         elif isinstance(shorter, list):
             kept["next"] = str(start + max(1, len(shorter)))
-        excess = size_of(kept) - limit
     return kept
 
 
