@@ -14,6 +14,7 @@ from urllib.parse import quote
 from systemmanager.secretshapes import HARMLESS, NAME, secret_spans
 
 MASK = "[redacted]"
+_HARMLESS_TYPES = frozenset({int, bool, type(None)})
 
 _SECRET_KEY = re.compile(rf".{{0,200}}?(?:{NAME}|(?i:authorization|cookie))", re.DOTALL)
 _OPTION = re.compile(rf"--?[\w-]{{0,40}}?{NAME}")
@@ -87,11 +88,12 @@ class Redactor:
 
     def _object(self, values: dict[str, Any]) -> dict[str, Any]:
         cleaned: dict[str, Any] = {}
+        known = self._keys
         for name, value in values.items():
-            key, secret = self._keys.get(name) or self._key(name)
+            key, secret = known.get(name) or self._key(name)
             while key in cleaned:
                 key += "_"
-            cleaned[key] = self._value(value, secret)
+            cleaned[key] = value if type(value) in _HARMLESS_TYPES else self._value(value, secret)
         return cleaned
 
     def _key(self, name: str) -> tuple[str, bool]:

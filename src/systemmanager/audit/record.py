@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Literal
 
 Phase = Literal["intent", "outcome", "refused", "event"]
@@ -34,9 +35,8 @@ class Record:
 
     def line(self) -> bytes:
         """The record as one line; absent fields are left out, text can't break the line (JSON in ASCII)."""
-        fields: dict[str, Any] = {"time": f"{datetime.fromtimestamp(self.time, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"}
-        for name in _FIELDS:
-            value = getattr(self, name)
+        fields = {"time": f"{datetime.fromtimestamp(self.time, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"}
+        for name, value in zip(_FIELDS, _values(self), strict=True):
             if value is not None and value is not False and value != "":
                 fields[name] = value
         return _encode(fields).encode("ascii") + b"\n"
@@ -47,3 +47,4 @@ _FIELDS = (
     "phase", "call_id", "tool", "subject", "kind", "target", "risk", "dry_run", "arguments", "approved_by", "code",
     "reason", "elapsed_ms", "registry",
 )  # fmt: skip
+_values = attrgetter(*_FIELDS)
