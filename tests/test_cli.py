@@ -173,6 +173,19 @@ def test_serve_refuses_to_start_on_a_bad_setting(tmp_path: Path, name: str, valu
     assert value not in done.stderr or name != "SYSTEMMANAGER_SHARED_SECRET"
 
 
+def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path: Path) -> None:
+    (tmp_path / "404.log").write_text("x")
+    words = ("call", "file_operations", "action=list", "path=/var/log", "pattern=404", "lines=5", "--json")
+    reply = json.loads(systemmanager(tmp_path, *words).stdout)
+    assert reply["ok"] and reply["results"][0]["data"]["path"] == "/var/log"
+
+
+@pytest.mark.parametrize("words", [("audit", "query", "--since", "bogus"), ("audit", "tail")])
+def test_an_audit_log_that_cannot_be_read_is_said(tmp_path: Path, words: Sequence[str]) -> None:
+    broken = {"SYSTEMMANAGER_AUDIT_LOG": str(tmp_path)}
+    assert systemmanager(tmp_path, *words, check=1, settings=broken).stderr.strip()
+
+
 def test_audit_query_filters(tmp_path: Path) -> None:
     systemmanager(tmp_path, "call", "list_targets")
     systemmanager(tmp_path, "call", "get_system_statu", check=1)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from systemmanager import __version__, settings
-from systemmanager.errors import ConfigError
+from systemmanager.errors import ConfigError, GatewayError
 
 app = App(
     name="systemmanager",
@@ -41,6 +41,9 @@ def main() -> None:
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
+        sys.exit(1)
+    except GatewayError as error:
+        print(error.message, error.hint or "", sep="\n", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -191,15 +194,12 @@ def query(
 
 
 def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` words as arguments. Exits with status 2 for a word that is none."""
+    """`key=value` words by key. Exits with status 2 for a word that is none."""
     arguments: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             print(f"{word!r} is no key=value", file=sys.stderr)
             sys.exit(2)
-        try:
-            arguments[key] = json.loads(value)
-        except ValueError:
-            arguments[key] = value
+        arguments[key] = value
     return arguments

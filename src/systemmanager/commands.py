@@ -4,6 +4,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,7 @@ async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes:
     from systemmanager.server import app
 
     logs.configure("ERROR" if given.log_level == "INFO" else given.log_level)
+    arguments = read_values(tool, arguments)
     async with app.running(given) as running:
         with Progress(
             *Progress.get_default_columns(), TextColumn("{task.fields[last]}"), console=err, transient=True
@@ -147,6 +150,21 @@ async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes:
     return 0 if reply.ok else 1
 
 
+def read_values(tool: str, words: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as the tool means them: a word is a text where the parameter is one, else JSON where it reads as such."""
+    operation = CATALOGUE.get(tool)
+    properties = operation.arguments.model_json_schema().get("properties", {}) if operation else {}
+    values: dict[str, Any] = {}
+    for name, word in words.items():
+        values[name] = word
+        schema = properties.get(name, {})
+        kinds = {branch.get("type") for branch in schema.get("anyOf", [schema])}
+        if isinstance(word, str) and not ("string" in kinds and kinds <= {"string", "null"}):
+            with suppress(ValueError):
+                values[name] = json.loads(word)
+    return values
+
+
 def _approve(requests: Sequence[Request], yes: bool) -> str | None:
     """Ask the person at the terminal; without a terminal only `--yes` counts."""
     person = f"{requests[0].principal.subject} at the terminal"
@@ -162,6 +180,7 @@ async def explain(given: Settings, asked: dict[str, Any]) -> int:
     from systemmanager.server import app
 
     logs.configure("ERROR")
+    asked = {**asked, "arguments": read_values(asked["tool"], asked["arguments"])}
     async with app.running(given) as running:
         reply = await running.gateway.call(app.operator(), "explain_access", asked)
     terminal.print_explanation(out, reply)
@@ -170,11 +189,11 @@ async def explain(given: Settings, asked: dict[str, Any]) -> int:
 
 def audit(given: Settings, filters: Mapping[str, str | None], limit: int) -> None:
     """The newest matching records: a table on a terminal, else JSON lines; oldest of them first."""
-    found = []
-    for record in query_log(prepare_state(given).audit_log, **filters):
-        found.append(record)
-        if len(found) == limit:
-            break
+    path = prepare_state(given).audit_log
+    try:
+        found = list(islice(query_log(path, **filters), max(0, limit)))
+    except OSError as error:
+        raise ConfigError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
     if out.is_terminal:
         out.print(terminal.audit_table(reversed(found)))
         return

@@ -42,5 +42,6 @@ def refusal(decision: Decision) -> TargetError:
         return InternalError(against.reason)
     if against.answer is Answer.ASK:
         return ApprovalRequired(against.reason, hint=against.fix)
-    hint = f"It would need {against.fix}." if against.fix else None
+    lead = "" if against.retryable else "It would need "
+    hint = f"{lead}{against.fix}." if against.fix else None
     return Denied(against.reason, code=against.code, hint=hint, retryable=against.retryable)

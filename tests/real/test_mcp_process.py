@@ -272,10 +272,8 @@ def test_stdio_reloads_on_hangup_and_tells_the_client(tmp_path: Path) -> None:
     process = start_stdio(tmp_path, SYSTEMMANAGER_TARGETS_CONFIG=str(targets))
     targets.write_text(TARGETS + SECOND)
     process.send_signal(signal.SIGHUP)
-    assert {hear(process)["method"], hear(process)["method"]} == {
-        "notifications/tools/list_changed",
-        "notifications/resources/list_changed",
-    }
+    kinds = ("tools", "resources", "prompts")
+    assert {hear(process)["method"] for _ in kinds} == {f"notifications/{kind}/list_changed" for kind in kinds}
     say(process, "resources/read", 3, uri="systemmanager://targets")
     assert "second" in hear(process)["result"]["contents"][0]["text"]
     assert process.stdin is not None

@@ -88,9 +88,9 @@ class Running:
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
         log.info("targets.yaml reloaded", source=newer.source, version=newer.version, **changes)
+        await self.gateway.journal.event("reload", {**changes, "version": newer.version})
         if self.changes is not None and any(changes.values()):
             await self.changes.announce()
-        await self.gateway.journal.event("reload", {**changes, "version": newer.version})
 
     def reload_on_hangup(self) -> None:
         """SIGHUP reloads. To be called inside the event loop."""
@@ -121,7 +121,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     surroundings = Surroundings(state.runtime, (state.known_hosts, *KNOWN_HOSTS), protected=(state.folder,))
     try:
         async with Executors(surroundings) as executors:
-            gateway = Gateway(targets, executors.open, Journal(audit), root=os.geteuid() == 0)
+            gateway = Gateway(
+                targets,
+                executors.open,
+                Journal(audit),
+                root=os.geteuid() == 0,
+                secrets=frozenset({state.shared_secret(settings)}),
+            )
             yield Running(gateway, executors, settings, state)
     finally:
         audit.close()
@@ -136,6 +142,7 @@ def build(gateway: Gateway, caller: Caller, *, secret: str | None = None) -> Fas
         auth=None if secret is None else SharedSecretVerifier(secret),
         mask_error_details=True,
         middleware=[Guard()],
+        dereference_schemas=False,
     )
     for operation in CATALOGUE.values():
         server.add_tool(OperationTool.of(operation, gateway, caller))

@@ -1,6 +1,8 @@
 """Telling connected clients that the lists they hold have changed: both protocol eras, best effort."""
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -8,7 +10,17 @@ import mcp_types
 from fastmcp import FastMCP
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.connection import Connection
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ToolsListChanged
+from mcp.server.subscriptions import (
+    InMemorySubscriptionBus,
+    ListenHandler,
+    PromptsListChanged,
+    ResourcesListChanged,
+    ServerEvent,
+    ToolsListChanged,
+)
+from mcp.shared.subscriptions import event_to_notification
+
+ALL: tuple[ServerEvent, ...] = (ToolsListChanged(), ResourcesListChanged(), PromptsListChanged())
 
 TELL_WITHIN = 2.0
 """Seconds for all clients together: one that does not read keeps nobody waiting."""
@@ -32,16 +44,19 @@ class Changes(Middleware):
             self._sessions.add(context.fastmcp_context.session._connection)
         return result
 
-    async def announce(self) -> None:
-        """The registry has changed, and with it what callers can use and read."""
-        for event in (ToolsListChanged(), ResourcesListChanged()):
+    async def announce(self, *events: ServerEvent) -> None:
+        """What callers can use and read has changed: with the registry, all of it. Never raises."""
+        chosen = events or ALL
+        for event in chosen:
             await self._bus.publish(event)
-        told = [self._tell(connection) for connection in list(self._sessions)]
-        await asyncio.wait_for(asyncio.gather(*told, return_exceptions=True), TELL_WITHIN)
+        told = [self._tell(connection, chosen) for connection in list(self._sessions)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_WITHIN):
+                await asyncio.gather(*told)
 
-    async def _tell(self, connection: Connection) -> None:
-        for kind in ("tools", "resources"):
-            await connection.notify(f"notifications/{kind}/list_changed", None)
+    async def _tell(self, connection: Connection, events: Sequence[ServerEvent]) -> None:
+        for event in events:
+            await connection.notify(event_to_notification(event, {}).method, None)
 
     def end(self) -> None:
         """Let open listen streams end in order."""

@@ -31,6 +31,9 @@ BODY_WITHIN = 30.0
 STOP_WITHIN = 4
 """Seconds that requests in flight get when the gateway stops."""
 
+HURRY = 1
+"""Seconds that they get when a person presses Ctrl-C."""
+
 CLEAN_WITHIN = 3
 """Seconds that cancelled requests get to end what they began on targets."""
 
@@ -136,13 +139,17 @@ def _plain(body: bytes) -> Response:
 
 
 class OneCredential:
-    """ASGI middleware: refuses a request that could mean two callers, so that no proxy and gateway ever disagree."""
+    """ASGI middleware: refuses a request that could mean two callers, so that no proxy and gateway ever disagree.
+
+    White space around the value of a header is no part of it (RFC 9110, 5.5); the HTTP parser leaves it there.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
             given = sum(name == b"authorization" for name, _ in scope["headers"])
             if given > 1 or "access_token" in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True):
                 message = "give one Authorization header, and no token in the address"
@@ -233,8 +240,13 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
-    """Serve `app`; gives the port once it is ready to answer. Leaving it drains and stops. Raises `OSError`."""
+async def listening(
+    app: ASGIApp, settings: Settings, patience: Callable[[], int] = lambda: STOP_WITHIN
+) -> AsyncIterator[int]:
+    """Serve `app`; gives the port once it is ready to answer. Raises `OSError`.
+
+    Leaving it drains and stops: requests in flight get `patience()` seconds.
+    """
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -258,6 +270,7 @@ async def listening(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
             await asyncio.sleep(0.005)
         yield listener.getsockname()[1]
     finally:
+        config.timeout_graceful_shutdown = patience()
         server.should_exit = True
         await serving
         listener.close()
@@ -276,12 +289,17 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 async def serve(server: FastMCP, gateway: Gateway, settings: Settings, ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT. A second signal does not hurry: the drain is bounded by `STOP_WITHIN`."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with listening(http_app(server, gateway, settings, stop), settings) as port:
+    """Serve until SIGTERM or SIGINT; requests in flight get `STOP_WITHIN` or `HURRY` seconds to end."""
+    stop, loop, patience = asyncio.Event(), asyncio.get_running_loop(), STOP_WITHIN
+
+    def hurry() -> None:
+        nonlocal patience
+        patience = HURRY
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, hurry)
+    async with listening(http_app(server, gateway, settings, stop), settings, lambda: patience) as port:
         gc.collect()
         gc.freeze()
         ready(port)

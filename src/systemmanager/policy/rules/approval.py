@@ -8,8 +8,9 @@ def approval(request: Request) -> Verdict:
         return allow("approval", "needs no approval")
     if request.approved_by:
         return allow("approval", f"approved by {request.approved_by}")
+    how = "no client can give it yet" if request.principal.kind != "operator" else "answer the question, or --yes"
     return ask(
         "approval",
-        f"{request.operation.name} is {request.access.risk} and needs a person's approval, which no client can give",
+        f"{request.operation.name} is {request.access.risk} and needs a person's approval; {how}",
         f"run it at the gateway's terminal: systemmanager call {request.operation.name} ...",
     )
