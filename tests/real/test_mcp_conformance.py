@@ -77,36 +77,18 @@ async def node(folder: Path, *argv: str) -> tuple[int, str]:
 
 
 async def judge(folder: Path, url: str, suite: str) -> dict[str, list[str]]:
-    """Run a suite: what failed, per scenario.
-
-    A scenario that only timed out is run again, alone, up to three times: the suites lose an answer now and then. One
-    that hangs for a reason hangs each time.
-    """
+    """Run a suite: what failed, per scenario."""
     package, *options = SUITES[suite]
-    found = await _verdicts(folder / "results", url, package, *options)
-    assert len(found) > 25, sorted(found)
-    for scenario, failed in list(found.items()):
-        for attempt in range(3):
-            if failed and all("timed out" in one or "scenario-timeout" in one for one in failed):
-                again = await _verdicts(folder / f"{scenario}-{attempt}", url, package, "--scenario", scenario)
-                found[scenario] = failed = again.get(scenario, failed)
-    return found
-
-
-async def _verdicts(results: Path, url: str, package: str, *options: str) -> dict[str, list[str]]:
-    script = str(MODULES / package / "dist/index.js")
-    _, said = await node(results.parent, script, "server", "--url", url, *options, "-o", str(results))
-    found = _read(results)
-    assert found, said
-    return found
-
-
-def _read(results: Path) -> dict[str, list[str]]:
+    results = folder / "results"
+    _, said = await node(
+        folder, str(MODULES / package / "dist/index.js"), "server", "--url", url, *options, "-o", str(results)
+    )
     found = {}
-    for checks in sorted(results.glob("*/checks.json")):
+    for checks in results.glob("*/checks.json"):
         scenario = re.sub(r"^server-|-\d{4}-\d\d-\d\dT.*", "", checks.parent.name)
         failed = [one for one in json.loads(checks.read_text()) if one["status"] == "FAILURE"]
         found[scenario] = [f"{one['id']}: {one.get('errorMessage')}" for one in failed]
+    assert len(found) > 25, said
     return found
 
 

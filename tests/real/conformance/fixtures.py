@@ -102,7 +102,7 @@ def _add_conversation(server: FastMCP) -> None:
     @server.tool(description="Asks the client's model.")
     async def test_sampling(prompt: str, ctx: Context) -> str:
         said = types.SamplingMessage(role="user", content=text(prompt))
-        answer = await ctx.session.create_message(messages=[said], max_tokens=100)
+        answer = await ctx.session.create_message(messages=[said], max_tokens=100, related_request_id=ctx.request_id)
         return f"LLM response: {answer.content}"
 
     @server.tool(description="Asks the person.")
@@ -126,8 +126,9 @@ def _add_conversation(server: FastMCP) -> None:
 
 
 async def _elicit(ctx: Context, message: str, properties: dict[str, Any]) -> str:
+    """Ask on the stream of the call itself: the standing stream may not be open yet."""
     schema = {"type": "object", "properties": properties, "required": []}
-    answer = await ctx.session.elicit_form(message, schema)
+    answer = await ctx.session.elicit_form(message, schema, related_request_id=ctx.request_id)
     return f"Elicitation completed: action={answer.action}, content={answer.content}"
 
 
