@@ -8,6 +8,8 @@ import threading
 
 from fastmcp import FastMCP
 
+from systemmanager.server.http import settle
+
 CHUNK = 64 * 1024
 
 
@@ -16,6 +18,7 @@ async def serve(server: FastMCP) -> None:
     loop, end = asyncio.get_running_loop(), _closable_input()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    settle()
     await server.run_stdio_async(show_banner=False)
 
 
