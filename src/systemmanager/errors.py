@@ -10,6 +10,7 @@
     └── TargetError                                 one target of the call could not
         ├── Denied             denied, rate_limited, busy ... (the code of the rule that said no)
         ├── ApprovalRequired   approval_required    a person has to say yes first
+        ├── ApprovalRefused    approval_refused     this yes does not count: used, late, for another call, one's own
         ├── NotConfigured      not_configured       the registry holds the target, but not all that it needs
         ├── Unsupported        unsupported          this kind of target has no such port
         ├── Unreachable        unreachable          nothing answered, or it refused the connection
@@ -132,6 +133,10 @@ class Denied(TargetError):
 
 class ApprovalRequired(TargetError):
     code = "approval_required"
+
+
+class ApprovalRefused(TargetError):
+    code = "approval_refused"
 
 
 class NotConfigured(TargetError):

@@ -1,0 +1,189 @@
+"""Approval requests and their answers, in SQLite, so that they survive a restart and are redeemed once.
+
+A request is bound to the SHA-256 of everything that was asked (`digest`): who, which tool, on which targets, with which
+arguments, under which policy and registry. A yes for one digest is no yes for another.
+"""
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from systemmanager.errors import ApprovalRefused, NotFound
+
+LIFETIME = 30 * 60
+"""Seconds that a request waits for its answers, and an approved one for its use."""
+
+KEPT = 7 * 24 * 3600
+"""Seconds after which an ended request is forgotten; the audit log remembers it."""
+
+MOST_PENDING = 20
+"""Requests of one subject that may wait at a time; more are a flood."""
+
+VERSION = 1
+_SCHEMA = (
+    """CREATE TABLE request (
+    id TEXT PRIMARY KEY, digest TEXT NOT NULL, subject TEXT NOT NULL, tool TEXT NOT NULL, question TEXT NOT NULL,
+    needed INTEGER NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, used REAL
+    ) STRICT""",
+    """CREATE TABLE answer (
+    request TEXT NOT NULL REFERENCES request (id), person TEXT NOT NULL, approved INTEGER NOT NULL,
+    channel TEXT NOT NULL, given REAL NOT NULL, PRIMARY KEY (request, person)
+    ) STRICT""",
+    f"PRAGMA user_version = {VERSION}",
+)
+
+State = Literal["pending", "approved", "denied", "used", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One person's answer."""
+
+    person: str
+    approved: bool
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One approval request as it stands. `question` is all that was asked; times in seconds since 1970."""
+
+    id: str
+    digest: str
+    subject: str
+    tool: str
+    question: Mapping[str, Any]
+    needed: int
+    created: float
+    expires: float
+    answers: tuple[Given, ...]
+    state: State
+
+    @property
+    def people(self) -> str:
+        """Who said yes."""
+        return " and ".join(answer.person for answer in self.answers if answer.approved)
+
+
+def digest_of(question: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of a question (sorted keys, no spaces, UTF-8), as hexadecimal text."""
+    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class ApprovalStore:
+    """All requests of one gateway. Every method is one transaction; several processes may share the file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._clock = path, clock
+        with self._transaction() as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise sqlite3.DatabaseError(f"{path} was written by a newer version of the gateway")
+            for statement in _SCHEMA if version == 0 else ():
+                database.execute(statement)
+        path.chmod(0o600)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self._path, timeout=5, isolation_level=None)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            yield database
+            database.execute("COMMIT")
+        finally:
+            database.close()  # without the COMMIT that is a rollback
+
+    def ask(self, subject: str, tool: str, question: Mapping[str, Any], needed: int = 1) -> Asked:
+        """The open request for exactly this question, made when there is none. Raises `ApprovalRefused` on a flood."""
+        digest, now = digest_of(question), self._clock()
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT id FROM request WHERE subject = ? AND used IS NULL AND expires > ?", (subject, now)
+            )
+            open_ones = [self._read(database, id) for (id,) in rows.fetchall()]
+            for asked in open_ones:
+                if asked.digest == digest and asked.state in ("pending", "approved"):
+                    return asked
+            if sum(asked.state == "pending" for asked in open_ones) >= MOST_PENDING:
+                raise ApprovalRefused(f"{MOST_PENDING} approval requests of {subject!r} are waiting already")
+            id = secrets.token_hex(8)
+            values = (id, digest, subject, tool, json.dumps(question), needed, now, now + LIFETIME)
+            database.execute("INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
+            return self._read(database, id)
+
+    def answer(self, id: str, person: str, approved: bool, channel: str, *, digest: str | None = None) -> Asked:
+        """Write down one person's answer.
+
+        Raises `ApprovalRefused` for one's own request, a second answer, another digest than asked, or a late one.
+        """
+        with self._transaction() as database:
+            asked = self._read(database, id)
+            if asked.state != "pending":
+                raise ApprovalRefused(f"approval {id} is {asked.state} already")
+            if person == asked.subject:
+                raise ApprovalRefused(f"{person!r} asked for {id} and can't answer it")
+            if digest is not None and digest != asked.digest:
+                raise ApprovalRefused(f"the answer to {id} is for another digest")
+            if any(given.person == person for given in asked.answers):
+                raise ApprovalRefused(f"{person!r} has answered {id} already; it needs {asked.needed} different people")
+            values = (id, person, int(approved), channel, self._clock())
+            database.execute("INSERT INTO answer VALUES (?, ?, ?, ?, ?)", values)
+            return self._read(database, id)
+
+    def redeem(self, id: str, subject: str, question: Mapping[str, Any]) -> Asked:
+        """Use an approval up, for exactly the call it was given for. Raises `ApprovalRefused` in every other case."""
+        with self._transaction() as database:
+            asked = self._read(database, id)
+            if asked.subject != subject:
+                raise NotFound(f"there is no approval {id!r}")
+            if asked.digest != digest_of(question):
+                raise ApprovalRefused(f"approval {id} is for another call, or policy or targets have changed since")
+            if asked.state != "approved":
+                raise ApprovalRefused(f"approval {id} is {asked.state}", retryable=asked.state == "pending")
+            database.execute("UPDATE request SET used = ? WHERE id = ?", (self._clock(), id))
+            return asked
+
+    def get(self, id: str) -> Asked:
+        with self._transaction() as database:
+            return self._read(database, id)
+
+    def all(self, state: State | None = None) -> list[Asked]:
+        """Requests, oldest first; those that ended long ago are forgotten."""
+        with self._transaction() as database:
+            old = (self._clock() - KEPT,)
+            database.execute("DELETE FROM answer WHERE request IN (SELECT id FROM request WHERE expires < ?)", old)
+            database.execute("DELETE FROM request WHERE expires < ?", old)
+            ids = database.execute("SELECT id FROM request ORDER BY created, id").fetchall()
+            found = [self._read(database, id) for (id,) in ids]
+        return [asked for asked in found if state is None or asked.state == state]
+
+    def _read(self, database: sqlite3.Connection, id: str) -> Asked:
+        row = database.execute("SELECT * FROM request WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no approval {id[:40]!r}", hint="systemmanager approvals list shows them.")
+        _, digest, subject, tool, question, needed, created, expires, used = row
+        answers = tuple(
+            Given(person, bool(approved), channel)
+            for person, approved, channel in database.execute(
+                "SELECT person, approved, channel FROM answer WHERE request = ? ORDER BY given, person", (id,)
+            )
+        )
+        state = self._state(answers, needed, expires, used)
+        return Asked(id, digest, subject, tool, json.loads(question), needed, created, expires, answers, state)
+
+    def _state(self, answers: tuple[Given, ...], needed: int, expires: float, used: float | None) -> State:
+        if used is not None:
+            return "used"
+        if any(not given.approved for given in answers):
+            return "denied"
+        if self._clock() >= expires:
+            return "expired"
+        return "approved" if len(answers) >= needed else "pending"
