@@ -69,7 +69,8 @@ def test_an_explanation_names_every_verdict_and_the_smallest_grant(
     (row,) = explained(one, principal(*scopes), tool, arguments)["results"]
     assert row["answer"] == "deny" and row["grant"] == grant
     assert [verdict["rule"] for verdict in row["verdicts"]] == [
-        "scopes", "capabilities", "paths", "units", "hosts", "images", "sudo", "concurrency", "rate", "approval",
+        "scopes", "ability", "capabilities", "paths", "units",
+        "hosts", "images", "sudo", "concurrency", "rate", "approval",
     ]  # fmt: skip
 
 

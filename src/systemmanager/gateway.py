@@ -31,7 +31,7 @@ from systemmanager.load import AllSlots, Recent, Slots
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
 from systemmanager.redaction import Redactor
-from systemmanager.refusal import check_reachable, preview, refusal
+from systemmanager.refusal import preview, refusal
 from systemmanager.registry import Registry
 from systemmanager.request import Answer, Decision, Load, Permit, Principal, Request, Verdict
 from systemmanager.shaping import Reply, TargetReply
@@ -230,6 +230,7 @@ class Gateway:
                 arguments=arguments,
                 target=target,
                 via=() if own else registry.route(target),
+                fault=None if own else registry.faults.get(target.id),
                 selected=own or granted is None or target.id in granted,
                 load=Load(recent, self._slots.running(target.id)),
                 root=self.root
@@ -303,8 +304,6 @@ class Gateway:
         if target is gateway_target():
             function = call.operation.without_targets or function
             opened = nullcontext(FleetView(self, call.principal))
-        else:
-            check_reachable(call, target)
         try:
             async with asyncio.timeout(permit.timeout) as deadline, slots.limit, self._global:
                 async with opened or self.open(permit, call.operation.port) as port:

@@ -1,4 +1,4 @@
-"""How a decision is told, and why a permitted operation can't even begin."""
+"""How a decision is told."""
 
 from typing import Any
 
@@ -6,24 +6,11 @@ from systemmanager.errors import (
     ApprovalRequired,
     Denied,
     InternalError,
-    NotConfigured,
     TargetError,
-    Unsupported,
 )
 from systemmanager.journal import Call
 from systemmanager.request import Answer, Decision, Request
 from systemmanager.shaping import TargetReply
-from systemmanager.target import EXECUTOR_PORTS, Target
-
-
-def check_reachable(call: Call, target: Target) -> None:
-    if fault := call.registry.faults.get(target.id):
-        raise NotConfigured(fault, hint="Set it and reload the gateway (SIGHUP).")
-    if call.operation.port not in EXECUTOR_PORTS[target.executor]:
-        raise Unsupported(
-            f"{call.operation.name} needs {call.operation.port}, which {target.id!r} ({target.executor}) does not have",
-            hint="list_targets shows the kinds.",
-        )
 
 
 def preview(call: Call, request: Request, decision: Decision) -> TargetReply:

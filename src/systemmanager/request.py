@@ -38,7 +38,8 @@ class Load:
 class Request:
     """One policy question: may this principal use this operation with these arguments on this target, now?
 
-    `arguments` are the validated ones, by name. `via` are the jump hosts on the way, outermost first. `selected` says
+    `arguments` are the validated ones, by name. `via` are the jump hosts on the way, outermost first. `fault` is what
+    the target lacks to be used. `selected` says
     that the principal's own target selector holds this target; `root`, that the target is reached as root already.
     `approved_by` names the person who said yes to exactly this call, if one did.
     """
@@ -50,6 +51,7 @@ class Request:
     arguments: Mapping[str, Any]
     target: Target
     via: tuple[Target, ...] = ()
+    fault: str | None = None
     selected: bool = True
     load: Load = field(default_factory=Load)
     root: bool = False

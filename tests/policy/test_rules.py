@@ -40,8 +40,35 @@ def judged(rule: str, asked: Request) -> Verdict:
 
 def test_the_rules_are_named_after_what_they_judge() -> None:
     assert list(BY_NAME) == [
-        "scopes", "capabilities", "paths", "units", "hosts", "images", "sudo", "concurrency", "rate", "approval",
+        "scopes", "ability", "capabilities", "paths", "units",
+        "hosts", "images", "sudo", "concurrency", "rate", "approval",
     ]  # fmt: skip
+
+
+# --- ability --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["local", "ssh", "docker", "http"])
+@pytest.mark.parametrize(
+    ("tool", "kinds"),
+    [
+        ("get_system_status", ("local", "ssh")),
+        ("get_container_list", ("local", "ssh", "docker")),
+        ("health_check", ("local", "ssh", "docker", "http")),
+        ("list_targets", ("local", "ssh", "docker", "http")),
+    ],
+)
+def test_a_kind_that_lacks_the_port_is_told_before_a_capability_is(
+    tool: str, kinds: tuple[str, ...], kind: str
+) -> None:
+    asked = replace(request(target=target("web", kind)), operation=CATALOGUE[tool])
+    verdict = judged("ability", asked)
+    assert (verdict.answer, verdict.code) == ((ALLOW, "denied") if kind in kinds else (DENY, "unsupported"))
+
+
+def test_a_target_that_lacks_a_secret_is_not_usable() -> None:
+    verdict = judged("ability", request(fault="${KEY} is not set"))
+    assert (verdict.code, verdict.reason) == ("not_configured", "${KEY} is not set")
 
 
 # --- scopes and capabilities -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from systemmanager.policy.rules.ability import ability
 from systemmanager.policy.rules.approval import approval
 from systemmanager.policy.rules.capabilities import capabilities
 from systemmanager.policy.rules.concurrency import concurrency
@@ -16,6 +17,7 @@ from systemmanager.request import Request, Verdict
 
 RULES: tuple[Callable[[Request], Verdict], ...] = (
     scopes,
+    ability,
     capabilities,
     paths,
     units,
