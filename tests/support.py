@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 import systemmanager.operations  # noqa: F401
-from systemmanager.audit.log import AuditLog, read_backwards
+from systemmanager.audit.log import AuditLog, query
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished
 from systemmanager.gateway import Gateway
@@ -82,7 +82,7 @@ def call(tmp_path: Path, tool: str, arguments: Mapping[str, Any], *targets: Targ
 
 def records(tmp_path: Path) -> list[dict[str, Any]]:
     """The audit log of a gateway made by `real_gateway` or `fake_gateway`, oldest first."""
-    return list(reversed(list(read_backwards(tmp_path / "audit.jsonl"))))
+    return list(reversed(list(query(tmp_path / "audit.jsonl"))))
 
 
 @dataclass

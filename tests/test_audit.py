@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from systemmanager.audit import log as log_module
-from systemmanager.audit.log import AuditLog, query, read_backwards
+from systemmanager.audit.log import AuditLog, query
 from systemmanager.audit.record import Record
 from systemmanager.errors import InvalidArguments
 from tests.support import run
@@ -49,7 +49,7 @@ def test_no_text_breaks_a_line(tmp_path: Path, text: str) -> None:
     read = json.loads(line)
     assert read["tool"] == text and read["arguments"] == {text: [text]}
     written(tmp_path / "audit.jsonl", record(tool=text))
-    assert [one["tool"] for one in read_backwards(tmp_path / "audit.jsonl")] == [text]
+    assert [one["tool"] for one in query(tmp_path / "audit.jsonl")] == [text]
 
 
 def test_a_line_holds_what_is_known_and_nothing_else() -> None:
@@ -95,7 +95,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, make: Any) -
         log.append_now(record())
     assert log.error
     with pytest.raises(OSError):
-        list(read_backwards(path)) or path.stat()
+        list(query(path)) or path.stat()
 
 
 def test_an_open_pipe_is_refused_too(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_open_pipe_is_refused_too(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not a regular file"):
             AuditLog(path).append_now(record())
         with pytest.raises(OSError, match="not a regular file"):
-            list(read_backwards(path))
+            list(query(path))
     finally:
         os.close(reader)
 
@@ -120,15 +120,15 @@ def test_a_log_that_is_moved_or_removed_is_begun_again(tmp_path: Path) -> None:
     path.unlink()
     log.append_now(record("c"))
     log.close()
-    assert [one["call_id"] for one in read_backwards(path)] == ["c"]
-    assert [one["call_id"] for one in read_backwards(tmp_path / "audit.jsonl.1")] == ["a"]
+    assert [one["call_id"] for one in query(path)] == ["c"]
+    assert [one["call_id"] for one in query(tmp_path / "audit.jsonl.1")] == ["a"]
 
 
 def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_bytes(record("a").line() + record("b").line()[:40])
     written(path, record("c"))
-    found = list(read_backwards(path))
+    found = list(query(path))
     assert [one.get("call_id") for one in found] == ["c", None, "a"] and "unreadable" in found[1]
 
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_an_error_until_there_is_room_again(tmp_path: Path) -> No
         [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.splitlines() == ["failed b File too large", "failed c File too large", "error None"]
-    ids = [one.get("call_id") for one in read_backwards(path)]
+    ids = [one.get("call_id") for one in query(path)]
     assert ids[0] == "d" and ids[-1] == "a" and set(ids[1:-1]) <= {None}, "no half line spoils the next"
 
 
@@ -262,7 +262,7 @@ def test_reading_backwards_finds_every_line_across_blocks(
     monkeypatch.setattr(log_module, "BLOCK", block)
     path = tmp_path / "audit.jsonl"
     path.write_bytes(b"".join(record(f"c{number}", reason="x" * (number % 97)).line() for number in range(300)))
-    assert [one["call_id"] for one in read_backwards(path)] == [f"c{number}" for number in reversed(range(300))]
+    assert [one["call_id"] for one in query(path)] == [f"c{number}" for number in reversed(range(300))]
 
 
 def test_lines_that_are_no_records_are_said_to_be_so(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_lines_that_are_no_records_are_said_to_be_so(tmp_path: Path) -> None:
         b"",
     ]
     path.write_bytes(b"\n".join(lines))
-    found = list(read_backwards(path))
+    found = list(query(path))
     assert [one.get("call_id") for one in found] == ["ok", *[None] * 6]
     assert all(len(one["unreadable"]) <= 200 for one in found[1:])
 
@@ -287,14 +287,14 @@ def test_lines_that_are_no_records_are_said_to_be_so(tmp_path: Path) -> None:
 def test_a_line_without_end_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_bytes(record("a").line() + b"x" * (8 * 1024 * 1024) + b"\n" + record("b").line())
-    found = list(read_backwards(path))
+    found = list(query(path))
     assert [one.get("call_id") for one in found] == ["b", None, "a"]
 
 
 def test_no_log_has_no_records(tmp_path: Path) -> None:
-    assert list(read_backwards(tmp_path / "absent")) == []
+    assert list(query(tmp_path / "absent")) == []
     (tmp_path / "empty").touch()
-    assert list(read_backwards(tmp_path / "empty")) == []
+    assert list(query(tmp_path / "empty")) == []
 
 
 FILTERS: list[tuple[dict[str, Any], list[str]]] = [

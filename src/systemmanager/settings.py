@@ -119,7 +119,7 @@ def weakness(secret: str) -> str | None:
 
 
 _VARIABLES = {str(field.alias): name for name, field in Settings.model_fields.items()}
-_LATER = {"SYSTEMMANAGER_TEST_REQUIRE"}
+_OF_THE_TESTS = {"SYSTEMMANAGER_TEST_REQUIRE"}
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
@@ -139,7 +139,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             f"unknown setting; did you mean {near[0]}?" if (near := nearest(name, _VARIABLES)) else "unknown setting",
         )
         for name in given
-        if name.startswith("SYSTEMMANAGER_") and name not in _VARIABLES and name not in _LATER
+        if name.startswith("SYSTEMMANAGER_") and name not in _VARIABLES and name not in _OF_THE_TESTS
     ]
     values.setdefault("SYSTEMMANAGER_STATE_DIR", _default_state(given))
     try:

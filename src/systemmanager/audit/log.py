@@ -117,16 +117,8 @@ def _whole_lines(descriptor: int, path: Path) -> int:
     return descriptor
 
 
-def read_backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's records, newest first, in constant memory. A line that is no record comes as `{"unreadable": ...}`.
-
-    Raises `OSError` when there is a log that can't be read.
-    """
-    for line in _lines_backwards(path):
-        yield _record(line)
-
-
 def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """The log's lines, newest first, in constant memory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -165,8 +157,9 @@ def query(
     phase: str | None = None,
     since: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Records that match every given filter, newest first. `since` is an ISO 8601 time, UTC unless it says otherwise.
+    """Records that match every given filter, newest first; a line that is no record comes as `{"unreadable": ...}`.
 
+    `since` is an ISO 8601 time, UTC unless it says otherwise.
     Raises `InvalidArguments` for a time that can't be read, `OSError` for a log that can't be.
     """
     wanted = {"call_id": call_id, "tool": tool, "target": target, "subject": subject, "phase": phase}

@@ -52,7 +52,7 @@ class Changes(Middleware):
         told = [self._tell(connection, chosen) for connection in list(self._sessions)]
         with suppress(TimeoutError):
             async with asyncio.timeout(TELL_WITHIN):
-                await asyncio.gather(*told)
+                await asyncio.gather(*told, return_exceptions=True)
 
     async def _tell(self, connection: Connection, events: Sequence[ServerEvent]) -> None:
         for event in events:
