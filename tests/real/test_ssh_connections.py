@@ -18,7 +18,7 @@ from systemmanager.errors import (
 from systemmanager.executors.ssh_connections import Connections
 from tests.real.openssh import SshServer, SshServers, blackhole, until
 from tests.real.ssh_ports import Opened, probed, ssh_executor
-from tests.support import OPERATOR, real_gateway, run
+from tests.support import OPERATOR, real_gateway, run, tcp_server
 
 
 def kept_by(tmp_path: Path, work: Callable[[Opened], Awaitable[None]], *known_hosts: Path) -> None:
@@ -58,12 +58,9 @@ def test_a_server_with_other_algorithms_is_said(tmp_path: Path, ssh_servers: Ssh
 def test_what_is_no_ssh_server_is_unreachable(tmp_path: Path, ssh_server: SshServer, says: bytes) -> None:
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(says)
-        writer.close()
 
     async def work() -> None:
-        server = await asyncio.start_server(rude, "127.0.0.1", 0)
-        async with server, ssh_executor(tmp_path) as opened:
-            port = server.sockets[0].getsockname()[1]
+        async with tcp_server(rude) as port, ssh_executor(tmp_path) as opened:
             with pytest.raises(Unreachable):
                 await opened(ssh_server.target(connection={"host": "127.0.0.1", "port": port}), "Probe")
 

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -23,14 +21,7 @@ from systemmanager.executors.vantage import resolvers
 from tests.real.engine import Engine
 from tests.real.openssh import SshServer, SshServers, blackhole
 from tests.real.ssh_ports import Opened, ssh_executor
-from tests.support import call, run
-
-
-@asynccontextmanager
-async def listening(serve: object) -> AsyncIterator[int]:
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)  # type: ignore[arg-type]
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+from tests.support import call, run, tcp_server
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,13 +29,11 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(data)
         await writer.drain()
     writer.write(b"bye")
-    writer.close()
-    await writer.wait_closed()
 
 
 def test_bytes_go_both_ways_and_ends_are_seen(tmp_path: Path, ssh_server: SshServer) -> None:
     async def work() -> None:
-        async with ssh_executor(tmp_path) as opened, listening(echo) as port:
+        async with ssh_executor(tmp_path) as opened, tcp_server(echo) as port:
             network = await opened(ssh_server.target(), "Network")
             stream = await network.connect("127.0.0.1", port, 5)
             sent = os.urandom(3_000_000)
@@ -81,7 +70,7 @@ def test_a_slow_reader_holds_up_the_sender_not_the_memory(tmp_path: Path, ssh_se
             writer.close()
 
     async def work() -> None:
-        async with ssh_executor(tmp_path) as opened, listening(flood) as port:
+        async with ssh_executor(tmp_path) as opened, tcp_server(flood) as port:
             stream = await (await opened(ssh_server.target(), "Network")).connect("127.0.0.1", port, 5)
             await stream.receive(10)
             before = -1
@@ -98,7 +87,7 @@ def test_tls_runs_over_it(tmp_path: Path, ssh_server: SshServer) -> None:
     """A handshake with what speaks no TLS fails as TLS does, so the wrapping works."""
 
     async def work() -> None:
-        async with ssh_executor(tmp_path) as opened, listening(echo) as port:
+        async with ssh_executor(tmp_path) as opened, tcp_server(echo) as port:
             stream = await (await opened(ssh_server.target(), "Network")).connect("127.0.0.1", port, 5)
             with pytest.raises(ssl.SSLError):
                 await TLSStream.wrap(stream, hostname="localhost", ssl_context=ssl.create_default_context())

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from tests.support import tcp_server
+
 CHUNK = 65_536
 DROPPED = (b"connection:", b"keep-alive:")
 
@@ -36,9 +38,8 @@ async def bearing(url: str, token: str) -> AsyncIterator[str]:
                     with suppress(OSError):
                         await one.wait_closed()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
-        server.close()
+    async with tcp_server(serve) as own:
+        yield f"http://127.0.0.1:{own}/mcp"
 
 
 def _with_token(head: bytes, token: str) -> bytes:
