@@ -17,13 +17,13 @@ from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal
 from systemmanager.ports import Output
 from systemmanager.registry import Registry
-from systemmanager.request import Permit, Principal
+from systemmanager.request import Grant, Permit, Principal
 from systemmanager.scopes import expand
 from systemmanager.target import Target
 
 T = TypeVar("T")
 
-OPERATOR = Principal("local:0", "operator", expand(["admin"]), "process")
+OPERATOR = Principal("local:0", "operator", (Grant(expand(["admin"])),), "process")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -63,7 +63,7 @@ async def tcp_server(
 
 
 def principal(*scopes: str, subject: str = "tester", targets: str | None = None) -> Principal:
-    return Principal(subject, "token", expand(scopes), "test", targets)
+    return Principal(subject, "token", (Grant(expand(scopes), targets),), "test")
 
 
 def target(id: str = "web-01", executor: str = "local", **fields: Any) -> Target:

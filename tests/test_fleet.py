@@ -10,7 +10,7 @@ from systemmanager.fleet import FleetView, usable
 from systemmanager.gateway import Gateway
 from systemmanager.operation import CATALOGUE
 from systemmanager.registry import Registry
-from systemmanager.request import Principal
+from systemmanager.request import Grant, Principal
 from tests.support import OPERATOR, fake_gateway, principal, run, target
 
 
@@ -35,7 +35,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any], l
     "everything is missing": (
         "manage_service", RESTART, (), {"capabilities": [], "constraints": {"units": []}},
         [
-            "scope service:write for 'tester'", "service:write in capabilities of 'web' in targets.yaml",
+            "scope service:write for 'tester' on 'web'", "service:write in capabilities of 'web' in targets.yaml",
             "nginx in constraints.units of 'web'",
             "constraints.sudo_policy: limited on 'web' (and `sudo -n` for its user there)",
         ],
@@ -135,7 +135,7 @@ def test_a_fault_is_shown_with_its_target(tmp_path: Path) -> None:
 
 def test_the_audit_log_is_for_those_who_may(tmp_path: Path) -> None:
     one = gateway(tmp_path, target("web"))
-    refused = run(one.call(replace(OPERATOR, scopes=frozenset()), "query_audit", {})).as_dict()
+    refused = run(one.call(replace(OPERATOR, grants=(Grant(frozenset()),)), "query_audit", {})).as_dict()
     assert refused["results"][0]["error"]["code"] == "scope_missing"
     found = run(one.call(OPERATOR, "query_audit", {"phase": "refused"})).as_dict()["results"][0]["data"]
     assert [row["code"] for row in found["records"]] == ["scope_missing"]

@@ -59,7 +59,7 @@ def test_the_intent_is_written_before_the_effect(tmp_path: Path, machine: Machin
     assert {one["call_id"] for one in found} == {reply["call_id"]}
     assert found[0] | {"time": ""} == {
         "time": "", "phase": "intent", "call_id": reply["call_id"], "tool": "manage_service", "subject": "local:0",
-        "kind": "operator", "target": "web-01", "risk": "high", "registry": "built-in",
+        "kind": "operator", "target": "web-01", "risk": "high", "registry": "built-in", "policy": "built-in",
         "arguments": {"target": "web-01", "action": "restart", "service_name": "nginx"},
     }  # fmt: skip
 

@@ -28,6 +28,7 @@ def refused(**variables: str) -> str:
 
 GIVEN: list[tuple[str, str, str, Any]] = [
     ("SYSTEMMANAGER_TARGETS_CONFIG", "/etc/targets.yaml", "targets_config", Path("/etc/targets.yaml")),
+    ("SYSTEMMANAGER_POLICY_CONFIG", "/etc/policy.yaml", "policy_config", Path("/etc/policy.yaml")),
     ("SYSTEMMANAGER_AUDIT_LOG", "/var/log/a.jsonl", "audit_log", Path("/var/log/a.jsonl")),
     ("SYSTEMMANAGER_STATE_DIR", "/srv/state", "state_dir", Path("/srv/state")),
     ("SYSTEMMANAGER_AUTH_MODE", "token", "auth_mode", "token"),

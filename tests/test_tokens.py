@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from systemmanager.request import Principal
+from systemmanager.request import Grant, Principal
+from systemmanager.scopes import BUNDLES
 from systemmanager.server.auth.tokens import LEAST_TTL, MOST_TTL, BadToken, duration, mint, verify
 from tests.serving import SECRET, served
 from tests.support import real_gateway, run, target
@@ -165,14 +166,13 @@ def test_a_hostile_token_is_refused(name: str) -> None:
 
 def test_the_good_token_of_the_table_is_accepted() -> None:
     found, _ = verify(SECRET, GOOD, NOW)
-    assert found == Principal("agent", "token", frozenset({"system:read"}), "token", None)
+    assert found == Principal("agent", "token", (Grant(frozenset({"system:read"})),), "token")
 
 
 def test_a_minted_token_is_accepted_until_it_expires() -> None:
     made = mint(SECRET, "claude@desk", ["readonly"], LEAST_TTL, "tag:web", now=NOW)
     found, _ = verify(SECRET, made, NOW + LEAST_TTL - 1)
-    assert (found.subject, found.targets) == ("claude@desk", "tag:web")
-    assert "system:read" in found.scopes and "audit:read" not in found.scopes
+    assert (found.subject, found.grants) == ("claude@desk", (Grant(BUNDLES["readonly"], "tag:web"),))
     with pytest.raises(BadToken, match="expired"):
         verify(SECRET, made, NOW + LEAST_TTL)
 

@@ -77,17 +77,22 @@ def stdio() -> None:
 
 
 @app.command
-def check(path: Path | None = None) -> None:
+def check(path: Path | None = None, *, policy: Path | None = None) -> None:
     """Check a targets.yaml and show its targets; exit status 1 when something is wrong.
 
     Parameters
     ----------
     path
         The file; default SYSTEMMANAGER_TARGETS_CONFIG.
+    policy
+        A policy.yaml to check and show; default SYSTEMMANAGER_POLICY_CONFIG.
     """
     from systemmanager import commands
 
-    commands.check(path or settings.read().targets_config)
+    if path is None or policy is None:
+        given = settings.read()
+        path, policy = path or given.targets_config, policy or given.policy_config
+    commands.check(path, policy)
 
 
 @app.command

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
-from systemmanager import logs, registry, terminal
+from systemmanager import logs, policyfile, registry, terminal
 from systemmanager.audit.log import AuditLog
 from systemmanager.audit.log import query as query_log
 from systemmanager.audit.record import Record
@@ -77,10 +77,26 @@ async def _stdio(given: Settings) -> None:
         await server_stdio.serve(server)
 
 
-def check(path: Path | None) -> None:
-    """Print the targets of a file as a table. Raises `ConfigError`; exits 1 when a target lacks a secret."""
-    loaded = registry.builtin() if path is None else registry.load(path)
+def check(path: Path | None, policy: Path | None) -> None:
+    """Print the targets and the grants of files as tables. Raises `ConfigError`; exits 1 when a target lacks a secret.
+
+    The problems of both files are told at once.
+    """
+    problems: list[Problem] = []
+    loaded, granted = registry.builtin(), policyfile.BUILTIN
+    try:
+        loaded = registry.builtin() if path is None else registry.load(path)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        granted = policyfile.BUILTIN if policy is None else policyfile.load(policy)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     out.print(terminal.targets_table(loaded))
+    if granted.grants:
+        out.print(terminal.grants_table(granted, loaded))
     for id, why in loaded.faults.items():
         print(f"{loaded.source}: targets.{id}: {why}", file=sys.stderr)
     sys.exit(1 if loaded.faults else 0)

@@ -1,6 +1,7 @@
 """The Fleet port: what the gateway answers about itself, narrowed to the rights of the principal who asks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,28 +30,26 @@ def gateway_target() -> Target:
 
 def usable(principal: Principal, operation: Operation, target: Target) -> bool:
     """Whether any use of the operation is within the principal's scopes and the target's capabilities and ports."""
-    return (
-        operation.port in EXECUTOR_PORTS[target.executor]
-        and (principal.targets is None or _granted(principal, target))
-        and any(
-            _any(access.scopes, principal.scopes) and _any(access.capabilities, target.offers)
-            for access in operation.accesses
-        )
+    return operation.port in EXECUTOR_PORTS[target.executor] and any(
+        _any(access.scopes, held) and _any(access.capabilities, target.offers)
+        for held in _held(principal, target)
+        for access in operation.accesses
     )
 
 
 def visible(principal: Principal, operation: Operation, targets: Sequence[Target]) -> bool:
     """Whether the principal can use the operation on at least one target. A courtesy: the gate does not rely on it."""
     if operation.selection == "none" or operation.without_targets:
-        return any(_any(access.scopes, principal.scopes) for access in operation.accesses)
+        return any(principal.holds(access.scopes) for access in operation.accesses)
     return any(usable(principal, operation, target) for target in targets)
 
 
-def _granted(principal: Principal, target: Target) -> bool:
-    try:
-        return principal.targets is None or matches(principal.targets, target)
-    except UnknownTarget:
-        return False
+def _held(principal: Principal, target: Target) -> Iterator[frozenset[str]]:
+    """The scopes of each grant that holds on the target."""
+    for grant in principal.grants:
+        with suppress(UnknownTarget):
+            if grant.targets is None or matches(grant.targets, target):
+                yield grant.scopes
 
 
 def _any(needed: tuple[str, ...], held: frozenset[str]) -> bool:
@@ -66,8 +65,8 @@ class FleetView:
 
     def targets(self, selector: str | None = None) -> list[Json]:
         registry = self._gateway.registry
-        granted = self._principal.targets
-        chosen = registry.select([selector], granted) if selector else list(registry.targets.values())
+        within = registry.within(self._principal.grants)
+        chosen = registry.select([selector], within) if selector else list(registry.targets.values())
         return [row for target in chosen if (row := self._row(target)) is not None]
 
     def _row(self, target: Target) -> Json | None:
@@ -119,6 +118,7 @@ class FleetView:
             "version": __version__,
             "targets": len(registry.targets),
             "registry": {"source": registry.source, "version": registry.version},
+            "policy": {"source": gateway.policy.source, "version": gateway.policy.version},
             "problems": {**gateway.degraded, **{f"target {id}": why for id, why in registry.faults.items()}},
         }
 

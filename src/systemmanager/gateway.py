@@ -30,6 +30,7 @@ from systemmanager.journal import Call, Entry, Journal
 from systemmanager.load import AllSlots, Recent, Slots
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
+from systemmanager.policyfile import BUILTIN, Policy
 from systemmanager.redaction import Redactor
 from systemmanager.refusal import preview, refusal
 from systemmanager.registry import Registry
@@ -55,13 +56,15 @@ log = structlog.get_logger("systemmanager")
 class Gateway:
     """The control plane: everything that a call goes through. A Gateway belongs to one event loop.
 
-    `open` gives the port that a Permit is for; `root` says whether the gateway itself runs as root; `degraded` holds
-    what is wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's.
+    `policy` may be replaced at any time. `open` gives the port that a Permit is for; `root` says whether the gateway
+    itself runs as root; `degraded` holds what is wrong with the gateway, by name, for `health_check`; `secrets` are its
+    own, beside the registry's.
     """
 
     registry: Registry
     open: Opener
     journal: Journal
+    policy: Policy = BUILTIN
     root: bool = False
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
@@ -119,7 +122,7 @@ class Gateway:
             if id not in self.registry.targets:
                 raise UnknownTarget(f"there is no target {id[:100]!r}", hint="list_targets shows what there is.")
             shared = Shared((id,), "json", dry_run=False)
-            call = Call(entry, operation, {}, shared, self.registry, self._redactor, started)
+            call = Call(entry, operation, {}, shared, self.registry, self.policy, self._redactor, started)
             return call, *await self._decisions(call, [self.registry.targets[id]], None)
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
@@ -179,7 +182,7 @@ class Gateway:
         if operation is None:
             raise UnknownTool(f"there is no tool {entry.tool!r}", hint=did_you_mean(tool[:100], CATALOGUE))
         arguments, shared = validate(operation, raw)
-        return Call(entry, operation, arguments, shared, self.registry, self._redactor, started)
+        return Call(entry, operation, arguments, shared, self.registry, self.policy, self._redactor, started)
 
     def chosen(
         self, principal: Principal, operation: Operation, expressions: Sequence[str] | None, registry: Registry
@@ -191,7 +194,7 @@ class Gateway:
             expressions is None or (tuple(expressions) == (GATEWAY,) and GATEWAY not in registry.targets)
         ):
             return [gateway_target()]
-        return registry.select(expressions or ("local",), principal.targets)
+        return registry.select(expressions or ("local",), registry.within(principal.grants))
 
     async def _decisions(
         self, call: Call, targets: Sequence[Target], approve: Approve | None
@@ -218,7 +221,7 @@ class Gateway:
     ) -> list[Request]:
         """What the gate is asked, per target. Without a `call` it is for an explanation: nothing is counted."""
         access, recent = operation.access_for(arguments), self._recent.counts(principal.subject)
-        granted = None if principal.targets is None else registry.granted(principal.targets)
+        grants = [(grant, registry.granted(grant)) for grant in principal.grants]
         found = []
         for target in targets:
             own = target is gateway_target()
@@ -231,7 +234,7 @@ class Gateway:
                 target=target,
                 via=() if own else registry.route(target),
                 fault=None if own else registry.faults.get(target.id),
-                selected=own or granted is None or target.id in granted,
+                granted=principal.grants if own else tuple(grant for grant, ids in grants if target.id in ids),
                 load=Load(recent, self._slots.running(target.id)),
                 root=self.root
                 if target.executor == "local"

@@ -12,6 +12,7 @@ from systemmanager.audit.log import AuditLog
 from systemmanager.audit.record import Phase, Record
 from systemmanager.errors import AuditUnavailable
 from systemmanager.operation import Operation, Risk
+from systemmanager.policyfile import Policy
 from systemmanager.redaction import Redactor
 from systemmanager.registry import Registry
 from systemmanager.request import Decision, Principal, Request
@@ -39,6 +40,7 @@ class Call:
     arguments: dict[str, Any]
     shared: Shared
     registry: Registry
+    policy: Policy
     redactor: Redactor
     started: float
 
@@ -131,6 +133,7 @@ class Journal:
             approved_by=request.approved_by,
             dry_run=request.dry_run,
             registry=call.registry.version,
+            policy=call.policy.version,
             time=self.clock(),
             **fields,
         )

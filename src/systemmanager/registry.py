@@ -4,7 +4,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from systemmanager import yamlfile
 from systemmanager.errors import ConfigError, Problem, UnknownTarget, did_you_mean
+from systemmanager.request import Grant
 from systemmanager.selectors import selector, words_of
 from systemmanager.target import BasicAuth, Document, LocalTarget, Target
 
@@ -32,15 +33,15 @@ class Registry:
     source: str = "built-in"
     _granted: dict[str, frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
 
-    def select(self, expressions: Iterable[str], granted: str | None = None) -> list[Target]:
+    def select(self, expressions: Iterable[str], within: Collection[str] | None = None) -> list[Target]:
         """The targets that any of the expressions names, in the registry's order.
 
         An expression is an id, a glob (`web-*`, `*`), `tag:`, `env:`, `role:` or `kind:` with a value, joined by
         `and`, `or`, `not` and parentheses. Raises `UnknownTarget` when an expression, or one word of it, names
-        nothing: a misspelt `not tag:porduction` must not mean everything. `granted` is the selector of whoever asks:
-        outside of it globs find nothing and hints name nothing; a plain id is left to the gate to deny.
+        nothing: a misspelt `not tag:porduction` must not mean everything. `within` are the ids that whoever asks
+        may know of: outside of them globs find nothing and hints name nothing; a plain id is left to the gate to deny.
         """
-        within = self.targets.keys() if granted is None else self.granted(granted)
+        within = self.targets.keys() if within is None else within
         chosen: set[str] = set()
         for expression in expressions:
             if expression in self.targets:
@@ -59,8 +60,15 @@ class Registry:
             raise self._unknown("", within)
         return [target for id, target in self.targets.items() if id in chosen]
 
-    def granted(self, expression: str) -> frozenset[str]:
-        """Ids of the targets that a principal's own selector holds; nothing when it can't be read."""
+    def within(self, grants: Iterable[Grant]) -> Collection[str]:
+        """Ids of the targets on which any of the grants holds."""
+        return frozenset().union(*map(self.granted, grants))
+
+    def granted(self, grant: Grant) -> Collection[str]:
+        """Ids of the targets on which a grant holds; none when its selector can't be read."""
+        expression = grant.targets
+        if expression is None:
+            return self.targets.keys()
         if (known := self._granted.get(expression)) is None:
             if len(self._granted) >= 256:
                 self._granted.clear()

@@ -1,6 +1,6 @@
 """What the policy gate is asked and what it answers. Frozen values; load comes in the Request, never from a clock."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -8,18 +8,35 @@ from typing import Any, Literal
 from systemmanager.operation import Access, Operation, Risk
 from systemmanager.target import Target
 
-PrincipalKind = Literal["operator", "token"]
+PrincipalKind = Literal["operator", "token", "person", "node"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Canonical scopes, held on the targets that a selector names (None: on all)."""
+
+    scopes: frozenset[str]
+    targets: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. `scopes` are canonical; `targets` is a selector that narrows where they count (None: everywhere)."""
+    """Who calls, what they hold, and how it was verified. A node has tags, a person may have groups."""
 
     subject: str
     kind: PrincipalKind
-    scopes: frozenset[str]
+    grants: tuple[Grant, ...]
     verified_by: str
-    targets: str | None = None
+    groups: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def holds(self, scopes: Collection[str]) -> bool:
+        """Whether any of the scopes is held on any target; so is what needs none."""
+        return any(_any_of(scopes, grant) for grant in self.grants)
+
+
+def _any_of(scopes: Collection[str], grant: Grant) -> bool:
+    return not scopes or not grant.scopes.isdisjoint(scopes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +56,8 @@ class Request:
     """One policy question: may this principal use this operation with these arguments on this target, now?
 
     `arguments` are the validated ones, by name. `via` are the jump hosts on the way, outermost first. `fault` is what
-    the target lacks to be used. `selected` says
-    that the principal's own target selector holds this target; `root`, that the target is reached as root already.
+    the target lacks to be used. `granted` are the
+    principal's grants that hold on this target; `root` says that the target is reached as root already.
     `approved_by` names the person who said yes to exactly this call, if one did.
     """
 
@@ -52,7 +69,7 @@ class Request:
     target: Target
     via: tuple[Target, ...] = ()
     fault: str | None = None
-    selected: bool = True
+    granted: tuple[Grant, ...] = ()
     load: Load = field(default_factory=Load)
     root: bool = False
     approved_by: str | None = None

@@ -30,6 +30,11 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_TARGETS_CONFIG",
         description="Path of targets.yaml. Without it the gateway manages its own host, read-only.",
     )
+    policy_config: Path | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_POLICY_CONFIG",
+        description="Path of policy.yaml: grants. Without it only tokens and the local operator hold rights.",
+    )
     shared_secret: SecretStr | None = Field(
         default=None,
         alias="SYSTEMMANAGER_SHARED_SECRET",

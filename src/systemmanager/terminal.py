@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from systemmanager.operation import Operation
+from systemmanager.policyfile import Policy
 from systemmanager.registry import Registry
 from systemmanager.request import Request
 from systemmanager.shaping import Reply
@@ -34,6 +35,16 @@ def targets_table(registry: Registry) -> Table:
         labels = [*metadata.tags, *filter(None, (metadata.environment, metadata.role))]
         name = f"[red]{id} ![/red]" if id in registry.faults else id
         table.add_row(name, escape(_address(target)), _grouped(target.offers), " ".join(labels))
+    return table
+
+
+def grants_table(policy: Policy, registry: Registry) -> Table:
+    """All grants of a policy, and on how many targets each one holds."""
+    table = _table("granted to", "scopes", "on", "targets")
+    for rule in policy.grants:
+        names = [*sorted(rule.subjects), *(f"group {name}" for name in sorted(rule.groups)), *sorted(rule.tags)]
+        held = str(len(registry.granted(rule.grant)))
+        table.add_row(escape("\n".join(names)), _grouped(rule.grant.scopes), escape(rule.grant.targets or "*"), held)
     return table
 
 

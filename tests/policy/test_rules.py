@@ -28,6 +28,7 @@ def request(
     operation: Operation = replace(CATALOGUE["get_system_status"], access=access, roles=roles or {})
     where = fields.pop("target", None) or target(constraints=constraints or {})
     who = fields.pop("principal", OPERATOR)
+    fields.setdefault("granted", who.grants)
     return Request("c1", who, operation, access, arguments or {}, where, **fields)
 
 
@@ -89,7 +90,8 @@ SCOPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool, Answer, str]] = 
 
 @pytest.mark.parametrize(("needed", "held", "selected", "answer", "code"), SCOPES.values(), ids=SCOPES)
 def test_scopes(needed: tuple[str, ...], held: tuple[str, ...], selected: bool, answer: Answer, code: str) -> None:
-    asked = request(Access(needed, (), Risk.LOW), principal=principal(*held), selected=selected)
+    who = principal(*held)
+    asked = request(Access(needed, (), Risk.LOW), principal=who, granted=who.grants if selected else ())
     verdict = judged("scopes", asked)
     assert (verdict.answer, verdict.code if code else "") == (answer, code)
     assert code != "scope_missing" or needed[0] in (verdict.fix or "")

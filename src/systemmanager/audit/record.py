@@ -30,6 +30,7 @@ class Record:
     approved_by: str | None = None
     dry_run: bool = False
     registry: str | None = None
+    policy: str | None = None
     elapsed_ms: int | None = None
     time: float = field(default=0.0)
 
@@ -45,6 +46,6 @@ class Record:
 _encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
 _FIELDS = (
     "phase", "call_id", "tool", "subject", "kind", "target", "risk", "dry_run", "arguments", "approved_by", "code",
-    "reason", "elapsed_ms", "registry",
+    "reason", "elapsed_ms", "registry", "policy",
 )  # fmt: skip
 _values = attrgetter(*_FIELDS)

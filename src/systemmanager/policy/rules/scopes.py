@@ -3,22 +3,20 @@ from systemmanager.request import Request, Verdict
 
 
 def scopes(request: Request) -> Verdict:
-    """The principal holds a scope that this use demands, and its own target selector holds the target."""
-    principal, needed = request.principal, request.access.scopes
-    if not request.selected:
-        return deny(
-            "scopes",
-            f"{principal.subject!r} may only use targets that match {principal.targets!r}",
-            "target_not_granted",
-            f"mint the token with --targets that include {request.target.id!r}",
-        )
+    """The principal holds, on this target, a scope that this use demands."""
+    principal, needed, id = request.principal, request.access.scopes, request.target.id
+    if not request.granted:
+        fix = f"mint the token with --targets that include {id!r}"
+        if principal.kind != "token":
+            fix = f"a grant for {principal.subject!r} on {id!r} in policy.yaml"
+        return deny("scopes", f"{principal.subject!r} holds no grant on {id!r}", "target_not_granted", fix)
     if not needed:
         return allow("scopes", "needs no scope")
-    if held := next((scope for scope in needed if scope in principal.scopes), None):
+    if held := next((scope for scope in needed if any(scope in grant.scopes for grant in request.granted)), None):
         return allow("scopes", f"{principal.subject!r} holds {held}")
     return deny(
         "scopes",
-        f"{principal.subject!r} does not hold {' or '.join(needed)}",
+        f"{principal.subject!r} does not hold {' or '.join(needed)} on {id!r}",
         "scope_missing",
-        f"scope {needed[0]} for {principal.subject!r}",
+        f"scope {needed[0]} for {principal.subject!r} on {id!r}",
     )

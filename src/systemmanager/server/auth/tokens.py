@@ -15,7 +15,7 @@ from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from systemmanager.errors import UnknownTarget
 from systemmanager.fleet import gateway_target
-from systemmanager.request import Principal
+from systemmanager.request import Grant, Principal
 from systemmanager.scopes import expand
 from systemmanager.selectors import matches
 
@@ -139,7 +139,7 @@ def _principal(claims: dict[str, Any], now: float) -> Principal:
             _readable(targets)
     except ValueError as error:
         raise BadToken(str(error)) from error
-    return Principal(subject, "token", held, "token", targets)
+    return Principal(subject, "token", (Grant(held, targets),), "token")
 
 
 class GatewayAccess(AccessToken):
@@ -163,7 +163,7 @@ class SharedSecretVerifier(TokenVerifier):
         return GatewayAccess(
             token=token,
             client_id=principal.subject,
-            scopes=sorted(principal.scopes),
+            scopes=claims["scope"].split(),
             expires_at=claims["exp"],
             subject=principal.subject,
             principal=principal,

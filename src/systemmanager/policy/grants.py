@@ -1,0 +1,43 @@
+"""Grants: which scopes whoever calls holds on which targets, as `policy.yaml` gives them."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from systemmanager.request import Grant
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRule:
+    """One entry of `grants`: whom it names, and what they hold.
+
+    A subject is a whole name, or `*@example.com` for everybody of one domain. Naming nobody grants nobody.
+    """
+
+    subjects: frozenset[str]
+    groups: frozenset[str]
+    tags: frozenset[str]
+    grant: Grant
+
+    def names(self, subject: str, groups: Collection[str], tags: Collection[str]) -> bool:
+        """Whether it is for this caller."""
+        name, at, domain = subject.rpartition("@")
+        everybody = f"*@{domain}" if at and name and name != "*" else subject
+        return (
+            subject in self.subjects
+            or everybody in self.subjects
+            or not self.groups.isdisjoint(groups)
+            or not self.tags.isdisjoint(tags)
+        )
+
+
+def granted_to(
+    rules: Iterable[GrantRule], subject: str, groups: Collection[str] = (), tags: Collection[str] = ()
+) -> tuple[Grant, ...]:
+    """All that the rules give to one caller; nothing when none names them."""
+    return tuple(rule.grant for rule in rules if rule.names(subject, groups, tags))
+
+
+def narrowed(grants: Iterable[Grant], scopes: Collection[str]) -> tuple[Grant, ...]:
+    """The grants with these scopes only: what a credential names can take away, never add."""
+    kept = (Grant(grant.scopes.intersection(scopes), grant.targets) for grant in grants)
+    return tuple(grant for grant in kept if grant.scopes)
