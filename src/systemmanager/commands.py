@@ -50,7 +50,8 @@ async def _serve(given: Settings, announce: bool) -> None:
                 terminal.announce(err, url, *_first_token(running.state, secret))
 
         try:
-            await http.serve(server, running.gateway, given, ready)
+            async with running.gateway.journal.open(serves="http", host=given.host, port=given.port):
+                await http.serve(server, running.gateway, given, ready)
         except OSError as error:
             where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"
             raise ConfigError([Problem(where, f"can't listen there: {error.strerror or error}")]) from error
@@ -74,7 +75,8 @@ async def _stdio(given: Settings) -> None:
     async with app.running(given) as running:
         server = running.server(app.operator)
         running.reload_on_hangup()
-        await server_stdio.serve(server)
+        async with running.gateway.journal.open(serves="stdio"):
+            await server_stdio.serve(server)
 
 
 def check(path: Path | None, policy: Path | None) -> None:

@@ -1,12 +1,16 @@
 """What the audit log is told about a call, and what it means when it can't be told."""
 
+import asyncio
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
+from systemmanager import __version__
 from systemmanager.arguments import Shared
 from systemmanager.audit.log import AuditLog
 from systemmanager.audit.record import Phase, Record
@@ -17,6 +21,13 @@ from systemmanager.redaction import Redactor
 from systemmanager.registry import Registry
 from systemmanager.request import Decision, Principal, Request
 from systemmanager.shaping import TargetReply
+from systemmanager.tally import Tally
+
+EVERY = 1.0
+"""Seconds between two looks at what is due."""
+
+MOST_OF_A_TEXT = 300
+"""Characters of a text in an event; an address or a reason is short."""
 
 log = structlog.get_logger("systemmanager")
 
@@ -65,6 +76,9 @@ class Journal:
     clock: Callable[[], float] = time.time
     degraded: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._credentials: Tally[tuple[str, str]] = Tally(self.clock, each=5, overall=60)
+
     async def decided(self, call: Call, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
         """The intents, and what was refused, before any effect. Raises `AuditUnavailable`."""
         access = requests[0].access
@@ -110,6 +124,48 @@ class Journal:
     async def event(self, name: str, details: dict[str, Any], subject: str = "gateway") -> None:
         """Something that is no call: start, stop, reload. Never raises."""
         await self._try(Record("event", "", name, subject, arguments=details, time=self.clock()), durable=True)
+
+    def refused_credential(self, peer: str, why: str) -> None:
+        """A credential that was missing or did not count, from the peer's address. Never raises, never waits.
+
+        A flood of them does not fill the disk: the first few are told one by one, the others as one number a minute.
+        """
+        key = (peer[:MOST_OF_A_TEXT], why[:MOST_OF_A_TEXT])
+        if self._credentials.tell(key) and not self._note("credential refused", {"peer": key[0], "why": key[1]}):
+            self._credentials.keep(key)
+
+    @asynccontextmanager
+    async def open(self, **details: Any) -> AsyncIterator[None]:
+        """Start and stop of the gateway are events; in between what is due once a second is done."""
+        await self.event("start", {**details, "version": __version__, "pid": os.getpid()})
+        tending = asyncio.create_task(self._tending())
+        try:
+            yield
+        finally:
+            tending.cancel()
+            await asyncio.wait([tending])
+            self.tend(stopping=True)
+            await self.event("stop", {"pid": os.getpid()})
+
+    async def _tending(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            self.tend()
+
+    def tend(self, *, stopping: bool = False) -> None:
+        """What is due once a second, and when the gateway stops: numbers of what was not told one by one."""
+        for untold in self._credentials.untold(now=stopping):
+            peer, why = untold.key or ("many", "various")
+            self._note("credential refused", {"peer": peer, "why": why, "times": untold.times})
+
+    def _note(self, name: str, details: dict[str, Any]) -> bool:
+        """Write an event without waiting for anything; whether it was written."""
+        try:
+            self.log.note(Record("event", "", name, "gateway", arguments=details, time=self.clock()))
+        except OSError as error:
+            self._failed(error)
+            return False
+        return True
 
     async def _try(self, record: Record, *, durable: bool) -> None:
         try:

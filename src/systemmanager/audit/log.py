@@ -45,6 +45,15 @@ class AuditLog:
             raise
         self.error = None
 
+    def note(self, record: Record) -> None:
+        """Write one record, not durably, without waiting for anything."""
+        try:
+            self._write(record.line())
+        except OSError as error:
+            self.error = f"{error.strerror or error}"
+            self.close()
+            raise
+
     def append_now(self, record: Record) -> None:
         """Write one record without an event loop, durably: for the command line."""
         try:

@@ -83,16 +83,17 @@ class Running:
             await self.changes.announce()
 
     async def _reload_policy(self) -> bool:
-        newer = self._read("policy", load_policy)
+        newer = await self._read("policy", load_policy)
         if newer is None or newer.version == self.gateway.policy.version:
             return False
-        self.gateway.policy = newer
+        older, self.gateway.policy = self.gateway.policy, newer
         log.info("policy.yaml reloaded", source=newer.source, version=newer.version)
-        await self.gateway.journal.event("reload", {"policy": newer.source, "version": newer.version})
+        details = {"policy": newer.source, "version": newer.version, "before": older.version}
+        await self.gateway.journal.event("reload", details)
         return True
 
     async def _reload_registry(self) -> bool:
-        newer = self._read("targets", load_registry)
+        newer = await self._read("targets", load_registry)
         if newer is None:
             return False
         older = self.gateway.registry
@@ -101,10 +102,11 @@ class Running:
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
         log.info("targets.yaml reloaded", source=newer.source, version=newer.version, **changes)
-        await self.gateway.journal.event("reload", {**changes, "version": newer.version})
+        details = {"targets": newer.source, **changes, "version": newer.version, "before": older.version}
+        await self.gateway.journal.event("reload", details)
         return any(changes.values())
 
-    def _read(self, name: str, load: Callable[[Settings], T]) -> T | None:
+    async def _read(self, name: str, load: Callable[[Settings], T]) -> T | None:
         """One file of the configuration, or None when it is not valid: then the gateway is degraded."""
         try:
             newer = load(self.settings)
@@ -112,6 +114,8 @@ class Running:
             self.gateway.degraded[name] = f"{name}.yaml was not reloaded: {error.problems[0]}"
             for problem in error.problems:
                 log.error(f"{name}.yaml is not valid, the last good one stays", problem=str(problem))
+            problems = [str(problem) for problem in error.problems[:5]]
+            await self.gateway.journal.event("reload refused", {"file": f"{name}.yaml", "problems": problems})
             return None
         self.gateway.degraded.pop(name, None)
         return newer

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from systemmanager.gateway import Gateway
+from systemmanager.server.refusals import Refusals, because
 from systemmanager.settings import Settings
 
 MAX_BODY = 1024 * 1024
@@ -152,6 +153,7 @@ class OneCredential:
             scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
             given = sum(name == b"authorization" for name, _ in scope["headers"])
             if given > 1 or "access_token" in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+                because("two credentials, or one in the address")
                 message = "give one Authorization header, and no token in the address"
                 refusal = _refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
                 await refusal(scope, receive, send)
@@ -222,7 +224,8 @@ def http_app(server: FastMCP, gateway: Gateway, settings: Settings, stop: asynci
         host_origin_protection=True,
         allowed_hosts=accepted_hosts(settings),
     )
-    return Standing(OneCredential(app), stop or asyncio.Event())
+    checked = Refusals(OneCredential(app), gateway.journal.refused_credential)
+    return Standing(checked, stop or asyncio.Event())
 
 
 class _Server(uvicorn.Server):

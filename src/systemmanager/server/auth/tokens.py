@@ -18,6 +18,7 @@ from systemmanager.fleet import gateway_target
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import expand
 from systemmanager.selectors import matches
+from systemmanager.server.refusals import because
 
 ISSUER = "systemmanager"
 TYPE = "at+jwt"
@@ -158,7 +159,8 @@ class SharedSecretVerifier(TokenVerifier):
     async def verify_token(self, token: str) -> AccessToken | None:
         try:
             principal, claims = verify(self._secret, token)
-        except BadToken:
+        except BadToken as error:
+            because(f"a token that {error}")
             return None
         return GatewayAccess(
             token=token,

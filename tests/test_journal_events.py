@@ -1,0 +1,92 @@
+"""What the journal is told that is no call: credentials that did not count, start and stop."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from systemmanager.audit.log import AuditLog
+from systemmanager.journal import Journal
+from tests.serving import ACCEPT, BEARER, INITIALIZE, http
+from tests.support import records, run
+
+
+def refused(tmp_path: Path) -> list[dict[str, Any]]:
+    return [one["arguments"] for one in records(tmp_path) if one["tool"] == "credential refused"]
+
+
+def ask(tmp_path: Path, headers: list[tuple[str, str]], path: str = "/mcp", times: int = 1) -> list[dict[str, Any]]:
+    async def work() -> None:
+        async with http(tmp_path) as (_, client):
+            for _ in range(times):
+                answer = await client.post(path, headers=httpx.Headers([*ACCEPT.items(), *headers]), json=INITIALIZE)
+                assert answer.status_code == 401
+
+    run(work())
+    return refused(tmp_path)
+
+
+CREDENTIALS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
+    "none": ([], "/mcp", "no credential"),
+    "not ours": ([("Authorization", "Basic eDp5")], "/mcp", "the credential was not accepted"),
+    "no token": ([("Authorization", "Bearer x")], "/mcp", "a token that is not a compact JWS"),
+    "two": ([*BEARER.items(), *BEARER.items()], "/mcp", "two credentials, or one in the address"),
+    "in the address": ([], "/mcp?access_token=x", "two credentials, or one in the address"),
+}
+
+
+@pytest.mark.parametrize(("headers", "path", "why"), CREDENTIALS.values(), ids=CREDENTIALS)
+def test_a_credential_that_does_not_count_is_on_record(
+    tmp_path: Path, headers: list[tuple[str, str]], path: str, why: str
+) -> None:
+    assert ask(tmp_path, headers, path) == [{"peer": "127.0.0.1", "why": why}]
+
+
+def test_a_flood_of_them_is_a_few_records(tmp_path: Path) -> None:
+    assert len(ask(tmp_path, [], times=50)) == 5
+
+
+def journal(tmp_path: Path, clock: Any = time.time) -> Journal:
+    return Journal(AuditLog(tmp_path / "audit.jsonl"), clock)
+
+
+def test_a_flood_ends_in_a_number_a_minute(tmp_path: Path) -> None:
+    now = [1000.0]
+    one = journal(tmp_path, lambda: now[0])
+    for _ in range(100_000):
+        one.refused_credential("192.0.2.1", "no credential")
+    one.refused_credential("192.0.2.2", "no credential")
+    one.tend()
+    assert len(refused(tmp_path)) == 6
+    now[0] += 60
+    one.tend()
+    assert refused(tmp_path)[6:] == [{"peer": "192.0.2.1", "why": "no credential", "times": 99_995}]
+    one.log.close()
+
+
+def test_what_can_t_be_written_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").mkdir()
+    one = journal(tmp_path)
+    one.refused_credential("192.0.2.1", "x" * 10_000)
+    assert "audit" in one.degraded
+    (tmp_path / "audit.jsonl").rmdir()
+    one.tend(stopping=True)
+    assert refused(tmp_path) == [{"peer": "192.0.2.1", "why": "x" * 300, "times": 1}]
+    one.log.close()
+
+
+def test_start_and_stop_are_on_record(tmp_path: Path) -> None:
+    async def work() -> None:
+        one = journal(tmp_path)
+        async with one.open(serves="stdio"):
+            one.refused_credential("192.0.2.1", "no credential")
+        one.log.close()
+
+    run(work())
+    found = records(tmp_path)
+    assert [(one["phase"], one["tool"]) for one in found] == [
+        ("event", "start"), ("event", "credential refused"), ("event", "stop"),
+    ]  # fmt: skip
+    assert found[0]["arguments"]["serves"] == "stdio" and found[0]["arguments"]["version"]
