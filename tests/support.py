@@ -66,14 +66,20 @@ def principal(*scopes: str, subject: str = "tester", targets: str | None = None)
     return Principal(subject, "token", (Grant(expand(scopes), targets),), "test")
 
 
+LOOPBACK = ["*", "127.0.0.0/8", "::1"]
+"""What lets network tests reach the servers that they start: `constraints.hosts` of every target made here."""
+
+
 def target(id: str = "web-01", executor: str = "local", **fields: Any) -> Target:
-    """A target as targets.yaml would give it; everything is offered unless said otherwise."""
+    """A target as targets.yaml would give it; everything is offered, loopback too, unless said otherwise."""
     connections: dict[str, Any] = {
         "ssh": {"host": "127.0.0.2", "username": "root"},
         "docker": {"socket_path": "/var/run/docker.sock"},
         "http": {"base_url": "http://127.0.0.1"},
     }
     body = {"id": id, "executor": executor, "capabilities": ["admin"], **fields}
+    if executor in ("local", "ssh"):
+        body["constraints"] = {"hosts": LOOPBACK, **body.get("constraints", {})}
     if executor in connections:
         body.setdefault("connection", connections[executor])
     made: Target = TypeAdapter(Target).validate_python(body)

@@ -222,6 +222,7 @@ class Gateway:
         """What the gate is asked, per target. Without a `call` it is for an explanation: nothing is counted."""
         access, recent = operation.access_for(arguments), self._recent.counts(principal.subject)
         grants = [(grant, registry.granted(grant)) for grant in principal.grants]
+        neighbours = registry.hosts(principal.grants) if operation.port == "Network" else frozenset[str]()
         found = []
         for target in targets:
             own = target is gateway_target()
@@ -239,6 +240,7 @@ class Gateway:
                 root=self.root
                 if target.executor == "local"
                 else getattr(target.connection, "username", None) == "root",
+                neighbours=neighbours,
                 dry_run=call.shared.dry_run if call else False,
             )
             found.append(request)

@@ -46,7 +46,8 @@ class Operation:
     """One declared operation.
 
     `access` is the strongest use; `by` names the parameter whose value may demand less, `cases` what each one demands.
-    `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`.
+    `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`;
+    a `host` is connected to, a `name` only asked about.
     `without_targets` runs on the Fleet port when the call names no target.
     """
 

@@ -16,7 +16,7 @@ from systemmanager import yamlfile
 from systemmanager.errors import ConfigError, Problem, UnknownTarget, did_you_mean
 from systemmanager.request import Grant
 from systemmanager.selectors import selector, words_of
-from systemmanager.target import BasicAuth, Document, LocalTarget, Target
+from systemmanager.target import BasicAuth, Document, LocalTarget, Target, host_of
 
 NAME = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MAX_JUMPS = 8
@@ -32,6 +32,7 @@ class Registry:
     version: str = "built-in"
     source: str = "built-in"
     _granted: dict[str, frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
+    _hosts: dict[frozenset[str | None], frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def select(self, expressions: Iterable[str], within: Collection[str] | None = None) -> list[Target]:
         """The targets that any of the expressions names, in the registry's order.
@@ -79,6 +80,17 @@ class Registry:
             else:
                 known = frozenset(id for id, target in self.targets.items() if test(target))
             self._granted[expression] = known
+        return known
+
+    def hosts(self, grants: Iterable[Grant]) -> frozenset[str]:
+        """Names and addresses under which the targets that any of the grants holds on are reached."""
+        grants = tuple(grants)
+        key = frozenset(grant.targets for grant in grants)
+        if (known := self._hosts.get(key)) is None:
+            if len(self._hosts) >= 256:
+                self._hosts.clear()
+            found = {host_of(self.targets[id]) for id in self.within(grants)}
+            known = self._hosts[key] = frozenset(host for host in found if host)
         return known
 
     def route(self, target: Target) -> tuple[Target, ...]:

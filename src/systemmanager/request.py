@@ -56,8 +56,9 @@ class Request:
     """One policy question: may this principal use this operation with these arguments on this target, now?
 
     `arguments` are the validated ones, by name. `via` are the jump hosts on the way, outermost first. `fault` is what
-    the target lacks to be used. `granted` are the
-    principal's grants that hold on this target; `root` says that the target is reached as root already.
+    the target lacks to be used. `granted` are the principal's grants that hold on this target; `root` says that the
+    target is reached as root already. `neighbours` are names and addresses of all targets that any grant of the
+    principal holds on: diagnostics may reach those.
     `approved_by` names the person who said yes to exactly this call, if one did.
     """
 
@@ -72,6 +73,7 @@ class Request:
     granted: tuple[Grant, ...] = ()
     load: Load = field(default_factory=Load)
     root: bool = False
+    neighbours: frozenset[str] = frozenset()
     approved_by: str | None = None
     dry_run: bool = False
 
@@ -103,6 +105,7 @@ class Permit:
     via: tuple[Target, ...]
     access: Access
     timeout: float
+    neighbours: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import ipaddress
 import re
 from functools import cached_property
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from systemmanager.addresses import parse, plain
 from systemmanager.params import AbsolutePath, Hostname, NotBoolean, Plain, TcpPort
 from systemmanager.scopes import expand
 
@@ -110,7 +112,9 @@ class Constraints(_Model):
     paths: tuple[AbsolutePath, ...] = Field(default=DEFAULT_PATHS, description="Folders that file tools may read.")
     units: tuple[Glob, ...] | None = Field(default=None, description="systemd units that may be changed (globs).")
     hosts: tuple[HostPattern, ...] | None = Field(
-        default=None, description="What network diagnostics may reach: names, globs, addresses, CIDR."
+        default=None,
+        description="What network diagnostics may reach: names, globs, addresses, CIDR; * is every public address and "
+        "the targets that the caller may use, which is the default too.",
     )
     ports: tuple[TcpPort | PortRange, ...] | None = Field(
         default=None, description="Ports that network diagnostics may reach: 443 or '8000-8999'."
@@ -244,6 +248,23 @@ class HttpTarget(_Target):
 
 
 Target = Annotated[LocalTarget | SshTarget | DockerTarget | HttpTarget, Field(discriminator="executor")]
+
+
+def host_of(target: _Target) -> str | None:
+    """The name or address under which a target is reached, as it is compared: addresses in their usual spelling."""
+    match target:
+        case SshTarget(connection=connection):
+            found = connection.host
+        case (
+            DockerTarget(connection=DockerConnection(host=str(url)))
+            | HttpTarget(connection=HttpConnection(base_url=url))
+        ):
+            found = urlsplit(url).hostname or ""
+        case _:
+            return None
+    address = parse(found)
+    return plain(found) if address is None else str(address)
+
 
 EXECUTOR_PORTS: dict[str, frozenset[str]] = {
     "local": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Probe"}),

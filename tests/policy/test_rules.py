@@ -332,7 +332,7 @@ def test_a_dry_run_is_judged_like_the_call() -> None:
 def test_the_roles_of_every_operation_name_parameters_that_it_has() -> None:
     for operation in CATALOGUE.values():
         for role, parameters in operation.roles.items():
-            assert role in {"path", "unit", "host", "port", "url", "image", "tag"}, f"{operation.name}: {role}"
+            assert role in {"path", "unit", "host", "name", "port", "url", "image", "tag"}, f"{operation.name}: {role}"
             for parameter in parameters.split():
                 assert parameter in operation.arguments.model_fields, f"{operation.name}: {role} is {parameter}"
 

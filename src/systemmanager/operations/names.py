@@ -57,7 +57,7 @@ class DnsAnswer(Result):
     capability="network:read",
     risk=Risk.MODERATE,
     timeout=30,
-    roles={"host": "domain"},
+    roles={"name": "domain"},
     untrusted=True,
     open_world=True,
 )

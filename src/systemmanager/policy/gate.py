@@ -11,4 +11,5 @@ def decide(request: Request) -> Decision:
         return Decision(verdicts, None)
     limit = request.target.constraints.timeout
     timeout = request.operation.timeout if limit is None else min(request.operation.timeout, limit)
-    return Decision(verdicts, Permit(request.call_id, request.target, request.via, request.access, timeout))
+    permit = Permit(request.call_id, request.target, request.via, request.access, timeout, request.neighbours)
+    return Decision(verdicts, permit)
