@@ -179,12 +179,8 @@ class SshServers:
 
     def start(self, *lines: str, username: str = "root", sftp: bool = True, host: str | None = None) -> SshServer:
         """Start one. `lines` are sshd_config lines that win over the usual ones."""
-        number = next(_numbers)
-        host = host or f"127.0.0.{2 + number % 19}"
-        folder = self._folder / f"server-{number}"
-        folder.mkdir(mode=0o711)
-        _keygen(folder / "host_key")
-        (folder / "authorized_keys").write_text(self.client_key.with_suffix(".pub").read_text())
+        folder, usual, _ = self.place()
+        host = host or usual
         server = SshServer(host, 0, folder, self.client_key, username)
         for attempt in range(5):  # another process may take the port before sshd does
             server.port = _free_port(host)
@@ -197,6 +193,15 @@ class SshServers:
                     raise
         self._stack.callback(server.stop)
         return server
+
+    def place(self) -> tuple[Path, str, int]:
+        """A folder with a new host key and the client's public key, and an address and port for a server."""
+        number = next(_numbers)
+        host, folder = f"127.0.0.{2 + number % 19}", self._folder / f"server-{number}"
+        folder.mkdir(mode=0o711)
+        _keygen(folder / "host_key")
+        (folder / "authorized_keys").write_text(self.client_key.with_suffix(".pub").read_text())
+        return folder, host, _free_port(host)
 
     def account(self, shell: str) -> str:
         """A new account with that login shell; gone with the servers. Skips where there is no such shell."""

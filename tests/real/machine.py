@@ -1,0 +1,162 @@
+"""A machine that systemd has booted: Debian in systemd-nspawn, with an sshd on loopback and the gateway's own code.
+
+Its root is made once by mmdebstrap, from where this machine's own packages come, and kept in the cache under a name
+that says what went in. Each boot writes to memory only. The network is this machine's.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import need
+from tests.real.openssh import SshServer, SshServers, openssh, until
+
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "openssh-server", "procps", "iproute2", "sudo", "python3")
+SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
+USER = "gateway"
+SUDOERS = f"{USER} ALL=(root) NOPASSWD: /usr/bin/systemctl, /usr/bin/journalctl\n"
+SET_UP = f"""set -eu
+root=$1
+chroot "$root" useradd -m -s /bin/bash {USER}
+printf '%s' '{SUDOERS}' >"$root/etc/sudoers.d/{USER}"
+rm -f "$root"/etc/ssh/ssh_host_*
+printf 'Include /srv/test/sshd_config\\n' >"$root/etc/ssh/sshd_config"
+chroot "$root" systemctl mask console-getty.service systemd-resolved.service apt-daily.timer apt-daily-upgrade.timer
+"""
+UNITS = {
+    "steady": "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n",
+    "broken": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo the disk is gone; echo >&2 giving up; exit 7'\n",
+    "killed": "[Service]\nExecStart=/bin/sh -c 'kill -9 $$$$'\n",
+    "stubborn": "[Service]\nExecStart=/bin/sh -c 'trap \"\" TERM; while :; do sleep 1; done'\nTimeoutStopSec=600\n",
+}
+
+
+def missing() -> str | None:
+    """Why no machine can be booted here, or None."""
+    if lacking := [name for name in ("mmdebstrap", "systemd-nspawn", "sshd") if not shutil.which(name)]:
+        return f"{', '.join(lacking)} not installed"
+    if not SOURCES.is_file():
+        return "this machine's packages do not come from Debian"
+    return None if os.geteuid() == 0 else "only root boots a machine"
+
+
+def _codename() -> str:
+    lines = Path("/etc/os-release").read_text().splitlines()
+    return next(line.partition("=")[2].strip('"') for line in lines if line.startswith("VERSION_CODENAME="))
+
+
+def root_folder() -> Path:
+    """The folder of the machine's root, made when it is not there yet."""
+    made_of = "\n".join((_codename(), *PACKAGES, SET_UP))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "systemmanager-machine")
+    cache.mkdir(parents=True, exist_ok=True)
+    root = cache / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root.is_dir():
+            _make(root)
+    return root
+
+
+def _make(root: Path) -> None:
+    building = root.with_suffix(".building")
+    if building.exists():
+        shutil.rmtree(building)
+    hook = root.with_suffix(".sh")
+    hook.write_text(SET_UP)
+    subprocess.run(
+        [
+            "mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}",
+            f"--customize-hook=sh {hook} \"$1\"", _codename(), str(building), str(SOURCES),
+        ],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    building.rename(root)
+
+
+class Machine(SshServer):
+    """A booted machine. As an SSH server it is reached as root, or as `USER`, who may sudo systemctl and journalctl."""
+
+    def boot(self, root: Path) -> None:
+        units = self.folder / "units"
+        units.mkdir()
+        for name, text in UNITS.items():
+            (units / f"sm-{name}.service").write_text(f"[Unit]\nDescription=A {name} one\n{text}")
+        source = Path(__file__).parents[2] / "src"
+        seen = {str(source): str(source), sys.prefix: sys.prefix, str(self.folder): "/srv/test"}
+        seen |= {str(units): "/usr/local/lib/systemd/system"}
+        if sys.base_prefix != "/usr":
+            seen[sys.base_prefix] = sys.base_prefix
+        command = [
+            "systemd-nspawn", "--quiet", f"--directory={root}", "--volatile=overlay", "--boot", "--keep-unit",
+            "--register=no", "--link-journal=no", "--resolv-conf=off", f"--machine={self.folder.name}",
+            *(f"--bind-ro={here}:{there}" for here, there in seen.items()),
+        ]  # fmt: skip
+        log = (self.folder / "console").open("wb")
+        with log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+            )
+        until(lambda: b"Reached target" in self._console() and self._answers(), f"it boots: {self._console()!r}", 60)
+
+    def _console(self) -> bytes:
+        assert self.process is not None and self.process.poll() is None, (self.folder / "console").read_text()
+        return (self.folder / "console").read_bytes()
+
+    def _answers(self) -> bool:
+        return self.ssh("systemctl is-system-running --wait; systemctl is-active dbus").endswith("\nactive\n")
+
+    def ssh(self, command: str) -> str:
+        """What a shell command of root's prints there."""
+        options = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q"]
+        where = ["-i", str(self.client_key), "-p", str(self.port), f"root@{self.host}"]
+        done = subprocess.run(["ssh", *options, *where, command], capture_output=True, text=True, check=False)
+        return done.stdout
+
+    def stop(self) -> None:
+        """End it at once: its first process takes all others along."""
+        if self.process is None:
+            return
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children():
+                child.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+        self.process = None
+
+
+def _boot(servers: SshServers) -> Machine:
+    folder, host, port = servers.place()
+    machine = Machine(host, port, folder, servers.client_key)
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress {host}\nHostKey /srv/test/host_key\nAuthorizedKeysFile /srv/test/authorized_keys\n"
+        "StrictModes no\nUsePAM yes\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
+    )
+    machine.boot(root_folder())
+    return machine
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """One booted machine for all tests of a worker: leave its units as they were."""
+    need("systemd", missing())
+    with openssh() as servers:
+        booted = _boot(servers)
+        try:
+            yield booted
+        finally:
+            booted.stop()
