@@ -23,7 +23,7 @@ def need(part: str, missing: str | None) -> None:
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine reaches a test, and no test writes outside its own folder."""
     for name in list(os.environ):
-        if name.startswith(("SYSTEMMANAGER_", "MCP_")) or name in (
+        if name.startswith(("SYSTEMMANAGER_", "MCP_", "TSIDP_")) or name in (
             "CREDENTIALS_DIRECTORY",
             "STATE_DIRECTORY",
             "LOG_LEVEL",

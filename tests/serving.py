@@ -16,20 +16,32 @@ from fastmcp import Client, FastMCP
 from fastmcp.client.transports import StreamableHttpTransport
 
 from systemmanager.gateway import Gateway
-from systemmanager.server.app import bearer, build
-from systemmanager.server.auth.tokens import mint
+from systemmanager.server.app import build, caller_of
+from systemmanager.server.auth.authentication import Authentication, Tokens
+from systemmanager.server.auth.ledger import Ledger
+from systemmanager.server.auth.tokens import Keys, mint
 from systemmanager.server.http import http_app, listening
 from systemmanager.settings import Settings
 from tests.support import real_gateway, target
 
+AUDIENCE = "http://gateway.test:8080"
 SECRET = "KqW8m2Rz7yXc4vTn1LpJ6hGf3dSa9bQe0uIo5tYx"
+OTHER_SECRET = "Zq8w7E6r5T4y3U2i1O0p9A8s7D6f5G4h3J2k1L0z"
 Era = Literal["auto", "legacy"]
 ERAS: tuple[Era, ...] = ("auto", "legacy")
 READY_WITHIN = 30.0
 
 
-def token(*scopes: str, subject: str = "tester", targets: str | None = None, secret: str = SECRET) -> str:
-    return mint(secret, subject, scopes or ("admin",), 3600, targets)
+KEYS = Keys(AUDIENCE, SECRET)
+
+
+def token(*scopes: str, subject: str = "tester", targets: str | None = None, keys: Keys = KEYS) -> str:
+    return mint(keys, subject, scopes or ("admin",), 3600, targets)[0]
+
+
+def by_token(gateway: Gateway) -> Authentication:
+    """Tokens of `KEYS`, and a ledger beside the gateway's audit log."""
+    return Authentication(Tokens(KEYS, Ledger(gateway.journal.log.path.with_name("tokens.sqlite"))))
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,6 @@ class Served:
     """Where a gateway listens. `url` ends in /mcp."""
 
     url: str
-    secret: str = SECRET
     server: FastMCP | None = None
 
     @property
@@ -45,7 +56,7 @@ class Served:
         return self.url.removesuffix("/mcp")
 
     def client(self, mode: Era, *scopes: str, **fields: Any) -> Client[Any]:
-        bearing = {"Authorization": f"Bearer {token(*scopes, secret=self.secret)}"}
+        bearing = {"Authorization": f"Bearer {token(*scopes)}"}
         return Client(StreamableHttpTransport(self.url, headers=bearing), mode=mode, **fields)
 
 
@@ -53,8 +64,8 @@ class Served:
 async def served(gateway: Gateway) -> AsyncIterator[Served]:
     """Serve a gateway over HTTP in this event loop."""
     settings = Settings.model_validate({"MCP_PORT": 0, "SYSTEMMANAGER_SHARED_SECRET": SECRET})
-    server = build(gateway, bearer, secret=SECRET)
-    async with listening(http_app(server, gateway, settings), settings) as port:
+    server = build(gateway, caller_of(gateway))
+    async with listening(http_app(server, gateway, settings, by_token(gateway)), settings) as port:
         yield Served(f"http://127.0.0.1:{port}/mcp", server=server)
 
 
@@ -116,7 +127,7 @@ def serving(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
     """A `systemmanager serve` process with its state below `folder`; killed at the end if it still runs."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "serve.log"
-    given = {"SYSTEMMANAGER_SHARED_SECRET": SECRET, **(settings or {})}
+    given = {"SYSTEMMANAGER_SHARED_SECRET": SECRET, "SYSTEMMANAGER_BASE_URL": AUDIENCE, **(settings or {})}
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(

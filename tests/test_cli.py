@@ -31,13 +31,13 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 def systemmanager(
-    folder: Path, *words: str, check: int = 0, settings: Mapping[str, str] = MappingProxyType({})
+    folder: Path, *words: str, check: int = 0, settings: Mapping[str, str] = MappingProxyType({}), stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "systemmanager", *words],
         env=environment(folder, **settings),
         cwd=folder,
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,

@@ -30,10 +30,10 @@ def ask(tmp_path: Path, headers: list[tuple[str, str]], path: str = "/mcp", time
 
 CREDENTIALS: dict[str, tuple[list[tuple[str, str]], str, str]] = {
     "none": ([], "/mcp", "no credential"),
-    "not ours": ([("Authorization", "Basic eDp5")], "/mcp", "the credential was not accepted"),
-    "no token": ([("Authorization", "Bearer x")], "/mcp", "a token that is not a compact JWS"),
-    "two": ([*BEARER.items(), *BEARER.items()], "/mcp", "two credentials, or one in the address"),
-    "in the address": ([], "/mcp?access_token=x", "two credentials, or one in the address"),
+    "not ours": ([("Authorization", "Basic eDp5")], "/mcp", "an Authorization header that is no bearer token"),
+    "no token": ([("Authorization", "Bearer x")], "/mcp", "a token that has a header or a key that is not ours"),
+    "two": ([*BEARER.items(), *BEARER.items()], "/mcp", "more than one Authorization header"),
+    "in the address": ([], "/mcp?access_token=x", "a token in the address"),
 }
 
 

@@ -17,12 +17,12 @@ from mcp_types import ResourceTemplateReference
 from systemmanager.gateway import Gateway
 from systemmanager.operation import CATALOGUE, Risk, operation
 from systemmanager.ports import Facts, Result
-from systemmanager.server.app import bearer, build
+from systemmanager.server.app import build, caller_of
 from systemmanager.server.changes import Changes
 from systemmanager.server.http import http_app, listening
 from systemmanager.server.listing import Listing
 from systemmanager.settings import Settings
-from tests.serving import ACCEPT, BEARER, ERAS, INITIALIZE, SECRET, Era, Served, http, served
+from tests.serving import ACCEPT, BEARER, ERAS, INITIALIZE, Era, Served, by_token, http, served
 from tests.support import fake_gateway, real_gateway, records, registry, run, target
 
 both_eras = pytest.mark.parametrize("era", ERAS)
@@ -240,10 +240,10 @@ class Heard(MessageHandler):
 
 def test_a_session_hears_that_the_registry_has_changed(tmp_path: Path) -> None:
     async def work(gateway: Gateway) -> None:
-        server = build(gateway, bearer, secret=SECRET)
+        server = build(gateway, caller_of(gateway))
         changes, settings = Changes(server), Settings.model_validate({"MCP_PORT": 0})
         heard = Heard()
-        async with listening(http_app(server, gateway, settings), settings) as port:
+        async with listening(http_app(server, gateway, settings, by_token(gateway)), settings) as port:
             there = Served(f"http://127.0.0.1:{port}/mcp")
             async with there.client("legacy", message_handler=heard) as client:
                 assert len(await client.list_tools()) > 1
@@ -257,9 +257,9 @@ def test_a_session_hears_that_the_registry_has_changed(tmp_path: Path) -> None:
 
 def test_a_listener_of_the_new_era_hears_what_it_asked_for(tmp_path: Path) -> None:
     async def work(gateway: Gateway) -> list[str]:
-        server = build(gateway, bearer, secret=SECRET)
+        server = build(gateway, caller_of(gateway))
         changes, settings, stop = Changes(server), Settings.model_validate({"MCP_PORT": 0}), asyncio.Event()
-        async with listening(http_app(server, gateway, settings, stop), settings) as port:
+        async with listening(http_app(server, gateway, settings, by_token(gateway), stop), settings) as port:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
                 async with client.stream("POST", "/mcp", json=LISTEN, headers=ACCEPT | BEARER | MODERN) as stream:
                     methods = []

@@ -48,7 +48,10 @@ def test_each_variable_is_read(variable: str, value: str, field: str, wanted: An
 
 
 def test_each_variable_has_a_row_in_this_table() -> None:
-    rows = {variable for variable, *_ in GIVEN} | {"SYSTEMMANAGER_SHARED_SECRET"}
+    rows = {variable for variable, *_ in GIVEN} | {
+        "SYSTEMMANAGER_SHARED_SECRET",
+        "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS",
+    }
     assert rows == {str(field.alias) for field in Settings.model_fields.values()}
 
 
@@ -161,11 +164,11 @@ def test_a_folder_that_can_t_be_made_is_said(tmp_path: Path) -> None:
 def test_a_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     os.umask(os.umask(0))
     made, given = state(tmp_path / "s"), read()
-    secret = made.shared_secret(given)
-    assert settings.weakness(secret) is None and made.shared_secret(given) == secret
+    (secret,) = made.secrets(given)
+    assert settings.weakness(secret) is None and made.secrets(given) == (secret,)
     assert stat.S_IMODE((made.folder / "shared_secret").stat().st_mode) == 0o600
     assert sorted(path.name for path in made.folder.iterdir()) == ["run", "shared_secret"]
-    assert made.shared_secret(read(SYSTEMMANAGER_SHARED_SECRET=STRONG)) == STRONG
+    assert made.secrets(read(SYSTEMMANAGER_SHARED_SECRET=STRONG)) == (STRONG,)
 
 
 def _open_to_all(path: Path) -> None:
@@ -188,7 +191,7 @@ def test_a_secret_that_is_no_good_is_refused_and_not_repeated(tmp_path: Path, ma
     made = state(tmp_path / "s")
     make(made.folder / "shared_secret")
     with pytest.raises(ConfigError) as caught:
-        made.shared_secret(read())
+        made.secrets(read())
     assert why in str(caught.value) and STRONG not in str(caught.value)
 
 
@@ -196,7 +199,7 @@ RACE = """
 import sys
 from systemmanager import settings
 given = settings.read({"SYSTEMMANAGER_STATE_DIR": sys.argv[1]})
-print(settings.prepare_state(given).shared_secret(given))
+print(*settings.prepare_state(given).secrets(given))
 """
 
 

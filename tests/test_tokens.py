@@ -11,22 +11,24 @@ from typing import Any
 import httpx
 import pytest
 
-from systemmanager.request import Grant, Principal
+from systemmanager.request import Grant
 from systemmanager.scopes import BUNDLES
-from systemmanager.server.auth.tokens import LEAST_TTL, MOST_TTL, BadToken, duration, mint, verify
-from tests.serving import SECRET, served
+from systemmanager.server.auth.identity import Identity
+from systemmanager.server.auth.tokens import LEAST_TTL, MOST_TTL, BadToken, Key, Keys, duration, mint, verify
+from tests.serving import AUDIENCE, KEYS, OTHER_SECRET, SECRET, served
 from tests.support import real_gateway, run, target
 
 NOW = 1_800_000_000
-OTHER = "Zq8w7E6r5T4y3U2i1O0p9A8s7D6f5G4h3J2k1L0z"
-HEADER = {"alg": "HS256", "typ": "at+jwt"}
+KID = hmac.new(SECRET.encode(), b"systemmanager key id", hashlib.sha256).hexdigest()[:16]
+PLAIN = {"alg": "HS256", "typ": "at+jwt", "kid": KID}
+HEADER = json.dumps(PLAIN, separators=(",", ":"))
 
 
 def claims(**changes: Any) -> dict[str, Any]:
     """Good claims with changes; None takes one away."""
     good = {
         "iss": "systemmanager",
-        "aud": "systemmanager",
+        "aud": AUDIENCE,
         "sub": "agent",
         "scope": "system:read",
         "iat": NOW,
@@ -67,25 +69,31 @@ def flipped(token: str) -> str:
 
 HOSTILE: dict[str, str] = {
     "alg none, no signature": sign({"alg": "none"}, claims()).rpartition(".")[0] + ".",
-    "alg none, our signature": sign({"alg": "none", "typ": "at+jwt"}, claims()),
-    "alg None in another case": sign({"alg": "nOnE", "typ": "at+jwt"}, claims()),
-    "HS256 with another key": sign(HEADER, claims(), OTHER),
+    "alg none, our signature": sign({**PLAIN, "alg": "none"}, claims()),
+    "alg None in another case": sign({**PLAIN, "alg": "nOnE"}, claims()),
+    "HS256 with another key": sign(HEADER, claims(), OTHER_SECRET),
     "HS256 with an empty key": sign(HEADER, claims(), ""),
-    "alg HS512 named, HS256 signed": sign({"alg": "HS512", "typ": "at+jwt"}, claims()),
-    "alg RS256 named": sign({"alg": "RS256", "typ": "at+jwt"}, claims()),
-    "alg as a list": sign({"alg": ["HS256"], "typ": "at+jwt"}, claims()),
+    "alg HS512 named, HS256 signed": sign({**PLAIN, "alg": "HS512"}, claims()),
+    "alg RS256 named": sign({**PLAIN, "alg": "RS256"}, claims()),
+    "alg as a list": sign({**PLAIN, "alg": ["HS256"]}, claims()),
     "no alg": sign({"typ": "at+jwt"}, claims()),
     "alg twice": sign('{"alg":"none","alg":"HS256","typ":"at+jwt"}', claims()),
     "no typ": sign({"alg": "HS256"}, claims()),
     "typ JWT, an ID token": sign({"alg": "HS256", "typ": "JWT"}, claims()),
-    "kid": sign({**HEADER, "kid": "../../dev/null"}, claims()),
-    "jwk": sign({**HEADER, "jwk": {"kty": "oct", "k": encode(OTHER.encode())}}, claims(), OTHER),
-    "jku": sign({**HEADER, "jku": "http://127.0.0.1:1/keys"}, claims()),
-    "x5u": sign({**HEADER, "x5u": "http://127.0.0.1:1/cert"}, claims()),
-    "crit unknown": sign({**HEADER, "crit": ["x"], "x": 1}, claims()),
-    "crit empty": sign({**HEADER, "crit": []}, claims()),
-    "b64 false": sign({**HEADER, "b64": False, "crit": ["b64"]}, claims()),
-    "zip": sign({**HEADER, "zip": "DEF"}, claims()),
+    "no kid": sign({"alg": "HS256", "typ": "at+jwt"}, claims()),
+    "kid as a path": sign({**PLAIN, "kid": "../../dev/null"}, claims()),
+    "kid as an address": sign({**PLAIN, "kid": "http://127.0.0.1:1/key"}, claims()),
+    "kid of another key": sign({**PLAIN, "kid": Key.of(OTHER_SECRET).sign("x")[:16]}, claims()),
+    "another key and its kid": mint(Keys(AUDIENCE, OTHER_SECRET), "agent", ["system:read"], 3600, now=NOW)[0],
+    "our header in another order": sign({"kid": KID, "typ": "at+jwt", "alg": "HS256"}, claims()),
+    "our header with a space": sign(PLAIN, claims()),
+    "jwk": sign({**PLAIN, "jwk": {"kty": "oct", "k": encode(OTHER_SECRET.encode())}}, claims(), OTHER_SECRET),
+    "jku": sign({**PLAIN, "jku": "http://127.0.0.1:1/keys"}, claims()),
+    "x5u": sign({**PLAIN, "x5u": "http://127.0.0.1:1/cert"}, claims()),
+    "crit unknown": sign({**PLAIN, "crit": ["x"], "x": 1}, claims()),
+    "crit empty": sign({**PLAIN, "crit": []}, claims()),
+    "b64 false": sign({**PLAIN, "b64": False, "crit": ["b64"]}, claims()),
+    "zip": sign({**PLAIN, "zip": "DEF"}, claims()),
     "header is a list": sign("[]", claims()),
     "payload is a list": sign(HEADER, "[]"),
     "payload is no JSON": sign(HEADER, "{"),
@@ -117,8 +125,12 @@ HOSTILE: dict[str, str] = {
     "iss list": sign(HEADER, claims(iss=["systemmanager"])),
     "no aud": sign(HEADER, claims(aud=None)),
     "another aud": sign(HEADER, claims(aud="other")),
-    "aud prefix": sign(HEADER, claims(aud="systemmanager.evil")),
-    "aud list that holds ours": sign(HEADER, claims(aud=["other", "systemmanager"])),
+    "another gateway's aud, the same secret": sign(HEADER, claims(aud="http://other.test:8080")),
+    "aud longer": sign(HEADER, claims(aud=f"{AUDIENCE}.evil")),
+    "aud prefix": sign(HEADER, claims(aud=AUDIENCE[:-1])),
+    "aud with a slash": sign(HEADER, claims(aud=f"{AUDIENCE}/")),
+    "aud list that holds ours": sign(HEADER, claims(aud=["other", AUDIENCE])),
+    "aud list of ours": sign(HEADER, claims(aud=[AUDIENCE])),
     "aud empty list": sign(HEADER, claims(aud=[])),
     "no sub": sign(HEADER, claims(sub=None)),
     "sub empty": sign(HEADER, claims(sub="")),
@@ -136,6 +148,11 @@ HOSTILE: dict[str, str] = {
     "targets number": sign(HEADER, claims(targets=1)),
     "targets empty": sign(HEADER, claims(targets="")),
     "targets that is no selector": sign(HEADER, claims(targets="(web")),
+    "no jti": sign(HEADER, claims(jti=None)),
+    "jti empty": sign(HEADER, claims(jti="")),
+    "jti number": sign(HEADER, claims(jti=11223344)),
+    "jti in capitals": sign(HEADER, claims(jti="00112233AABBCCDD")),
+    "targets null": sign(HEADER, raw(', "targets": null')),
     "sub twice": sign(HEADER, raw(', "sub": "root"')),
     "scope twice": sign(HEADER, raw(', "scope": "system:admin"')),
     "a claim nobody knows": sign(HEADER, claims(admin=True)),
@@ -161,20 +178,22 @@ HOSTILE: dict[str, str] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_token_is_refused(name: str) -> None:
     with pytest.raises(BadToken):
-        verify(SECRET, HOSTILE[name], NOW)
+        verify(KEYS, HOSTILE[name], NOW)
 
 
 def test_the_good_token_of_the_table_is_accepted() -> None:
-    found, _ = verify(SECRET, GOOD, NOW)
-    assert found == Principal("agent", "token", (Grant(frozenset({"system:read"})),), "token")
+    wanted = Identity(
+        "agent", "token", "token", (Grant(frozenset({"system:read"})),), expires_at=NOW + 3600, id="0011223344556677"
+    )
+    assert verify(KEYS, GOOD, NOW) == wanted
 
 
 def test_a_minted_token_is_accepted_until_it_expires() -> None:
-    made = mint(SECRET, "claude@desk", ["readonly"], LEAST_TTL, "tag:web", now=NOW)
-    found, _ = verify(SECRET, made, NOW + LEAST_TTL - 1)
-    assert (found.subject, found.grants) == ("claude@desk", (Grant(BUNDLES["readonly"], "tag:web"),))
+    made, said = mint(KEYS, "claude@desk", ["readonly"], LEAST_TTL, "tag:web", now=NOW)
+    found = verify(KEYS, made, NOW + LEAST_TTL - 1)
+    assert found == said and found.limits == (Grant(BUNDLES["readonly"], "tag:web"),)
     with pytest.raises(BadToken, match="expired"):
-        verify(SECRET, made, NOW + LEAST_TTL)
+        verify(KEYS, made, NOW + LEAST_TTL)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +211,7 @@ def test_a_minted_token_is_accepted_until_it_expires() -> None:
 )
 def test_a_bad_token_is_not_minted(subject: str, scopes: list[str], ttl: int, targets: str | None) -> None:
     with pytest.raises(ValueError):
-        mint(SECRET, subject, scopes, ttl, targets)
+        mint(KEYS, subject, scopes, ttl, targets)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("15m", 900), ("12h", 43_200), ("30d", 2_592_000), ("900s", 900)])

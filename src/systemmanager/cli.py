@@ -174,6 +174,49 @@ def mint(*, agent: str, scopes: str = "readonly", ttl: str = "30d", targets: str
     commands.mint(settings.read(), agent, scopes, ttl, targets)
 
 
+@token.command
+def inspect(text: str | None = None) -> None:
+    """Say what a token holds and whether this gateway accepts it.
+
+    Parameters
+    ----------
+    text
+        The token; without it one is read from standard input, where no process list shows it.
+    """
+    from systemmanager import commands
+
+    commands.inspect(settings.read(), text or sys.stdin.readline().strip())
+
+
+@token.command
+def revoke(*ids: str, agent: str | None = None, stdin: bool = False) -> None:
+    """Revoke tokens; running gateways refuse them within 5 seconds, without a restart.
+
+    Parameters
+    ----------
+    ids
+        Ids that `token list` shows.
+    agent
+        Revoke every token of this agent.
+    stdin
+        Revoke the token that stands on standard input.
+    """
+    from systemmanager import commands
+
+    if not ids and agent is None and not stdin:
+        print("say which: an id, --agent or --stdin", file=sys.stderr)
+        sys.exit(2)
+    commands.revoke(settings.read(), ids, agent, sys.stdin.readline().strip() if stdin else None)
+
+
+@token.command(name="list")
+def list_tokens() -> None:
+    """The tokens that have not expired, as JSON lines when standard output is no terminal."""
+    from systemmanager import commands
+
+    commands.minted(settings.read())
+
+
 @audit.command
 def tail(lines: int = 20) -> None:
     """The newest records, oldest of them first."""

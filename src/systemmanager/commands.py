@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,8 @@ async def _serve(given: Settings, announce: bool) -> None:
     from systemmanager.server import app, http
 
     async with app.running(given) as running:
-        secret = running.state.shared_secret(given)
-        server = running.server(app.bearer, secret=secret)
+        authentication = app.authentication(given, running.state)
+        server = running.server(app.caller_of(running.gateway))
         running.reload_on_hangup()
 
         def ready(port: int) -> None:
@@ -47,18 +50,18 @@ async def _serve(given: Settings, announce: bool) -> None:
                 "ready", url=url, targets=len(running.gateway.registry.targets), audit=str(running.state.audit_log)
             )
             if announce:
-                terminal.announce(err, url, *_first_token(running.state, secret))
+                terminal.announce(err, url, *_first_token(given, running.state))
 
         try:
             async with running.gateway.journal.open(serves="http", host=given.host, port=given.port):
-                await http.serve(server, running.gateway, given, ready)
+                await http.serve(server, running.gateway, given, authentication, ready)
         except OSError as error:
             where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"
             raise ConfigError([Problem(where, f"can't listen there: {error.strerror or error}")]) from error
 
 
-def _first_token(state: State, secret: str) -> tuple[str, str]:
-    token = _mint(state, secret, "first-client", "readonly,network:diag", "30d", None)
+def _first_token(given: Settings, state: State) -> tuple[str, str]:
+    token = _mint(given, state, "first-client", "readonly,network:diag", "30d", None)
     return token, "readonly and network:diag, 30 days"
 
 
@@ -109,9 +112,8 @@ def tools() -> None:
 
 
 def mint(given: Settings, agent: str, scopes: str, ttl: str, targets: str | None) -> None:
-    state = prepare_state(given)
     try:
-        token = _mint(state, state.shared_secret(given), agent, scopes, ttl, targets)
+        token = _mint(given, prepare_state(given), agent, scopes, ttl, targets)
     except ValueError as error:
         raise ConfigError([Problem("token mint", str(error))]) from error
     if sys.stdout.isatty():
@@ -119,19 +121,70 @@ def mint(given: Settings, agent: str, scopes: str, ttl: str, targets: str | None
     print(token)
 
 
-def _mint(state: State, secret: str, agent: str, scopes: str, ttl: str, targets: str | None) -> str:
-    from systemmanager.server.auth import tokens
+def _mint(given: Settings, state: State, agent: str, scopes: str, ttl: str, targets: str | None) -> str:
+    from systemmanager.server import app
+    from systemmanager.server.auth import ledger, tokens
 
     names = [name.strip() for name in scopes.split(",") if name.strip()]
-    token = tokens.mint(secret, agent, names, tokens.duration(ttl), targets)
-    _event(state, "token mint", {"agent": agent, "scopes": names, "ttl": ttl, "targets": targets})
+    token, made = tokens.mint(app.keys_of(given, state), agent, names, tokens.duration(ttl), targets)
+    assert made.id is not None and made.expires_at is not None
+    held = " ".join(sorted(scope for grant in made.limits or () for scope in grant.scopes))
+    app.ledger_of(state).add(ledger.Minted(made.id, agent, held, targets, time.time(), made.expires_at))
+    _event(state, "token mint", {"id": made.id, "agent": agent, "scopes": names, "ttl": ttl, "targets": targets})
     return token
 
 
-def _event(state: State, name: str, details: dict[str, Any]) -> None:
-    import os
-    import time
+def inspect(given: Settings, token: str) -> None:
+    """Print what a token of this gateway says; exits 1 with the reason when it is not accepted."""
+    from systemmanager.server import app
+    from systemmanager.server.auth import identity, tokens
 
+    state = prepare_state(given)
+    keys = app.keys_of(given, state)
+    try:
+        claims = tokens.claims_of(keys, token)
+        print(json.dumps(claims, indent=2))
+        if app.ledger_of(state).check(str(tokens.verify(keys, token).id)):
+            raise tokens.BadToken("is revoked")
+    except identity.Refused as error:
+        raise ConfigError([Problem("token", str(error))]) from error
+
+
+def revoke(given: Settings, ids: Sequence[str], agent: str | None, token: str | None) -> None:
+    """Revoke tokens by id, all of an agent, or one by itself; running gateways refuse them within seconds."""
+    from systemmanager.server import app
+    from systemmanager.server.auth import tokens
+
+    state = prepare_state(given)
+    book, latest = app.ledger_of(state), time.time() + tokens.MOST_TTL
+    try:
+        if token is not None:
+            ids = (*ids, str(tokens.claims_of(app.keys_of(given, state), token)["jti"]))
+        for id in ids:
+            if not tokens.ID.fullmatch(id):
+                raise ValueError(f"{id[:40]!r} is no id of a token: token list shows them")
+    except ValueError as error:
+        raise ConfigError([Problem("token revoke", str(error))]) from error
+    done = [book.revoke(id, latest) for id in ids]
+    done += book.revoke_subject(agent) if agent is not None else []
+    for one in done:
+        _event(state, "token revoke", {"id": one.id, "agent": one.subject or None})
+        print(f"{one.id} {one.subject or '(not minted here)'} is revoked")
+
+
+def minted(given: Settings) -> None:
+    """The tokens that have not expired: a table on a terminal, else JSON lines."""
+    from systemmanager.server import app
+
+    found = app.ledger_of(prepare_state(given)).all()
+    if out.is_terminal:
+        out.print(terminal.tokens_table(map(asdict, found)))
+        return
+    for one in found:
+        print(json.dumps(asdict(one)))
+
+
+def _event(state: State, name: str, details: dict[str, Any]) -> None:
     log = AuditLog(state.audit_log)
     try:
         log.append_now(Record("event", "", name, f"local:{os.getuid()}", arguments=details, time=time.time()))

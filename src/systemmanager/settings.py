@@ -3,7 +3,7 @@
 import os
 import pwd
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,6 +40,11 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_SHARED_SECRET",
         description="Key of the bearer tokens, at least 32 random bytes. Without it one is made in the state folder.",
     )
+    previous_secret: SecretStr | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_SHARED_SECRET_PREVIOUS",
+        description="The key before this one: its tokens are accepted until they expire; it signs none.",
+    )
     audit_log: Path | None = Field(
         default=None,
         alias="SYSTEMMANAGER_AUDIT_LOG",
@@ -61,7 +66,8 @@ class Settings(BaseModel):
     base_url: str | None = Field(
         default=None,
         alias="SYSTEMMANAGER_BASE_URL",
-        description="The gateway's URL as clients see it; its host is accepted in the Host header.",
+        description="The gateway's URL as clients see it, and the audience of its tokens; its host is accepted in the "
+        "Host header.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
@@ -103,7 +109,7 @@ class Settings(BaseModel):
             raise ValueError("must look like http://gateway.tailnet.ts.net:8080")
         return value.rstrip("/")
 
-    @field_validator("shared_secret")
+    @field_validator("shared_secret", "previous_secret")
     @classmethod
     def _strong(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and (why := weakness(value.get_secret_value())):
@@ -124,6 +130,7 @@ def weakness(secret: str) -> str | None:
 
 
 _VARIABLES = {str(field.alias): name for name, field in Settings.model_fields.items()}
+_SECRETS = {str(field.alias) for field in Settings.model_fields.values() if field.annotation == SecretStr | None}
 _OF_THE_TESTS = {"SYSTEMMANAGER_TEST_REQUIRE"}
 
 
@@ -131,11 +138,11 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of this process. Raises `ConfigError` naming each wrong variable; values are not repeated."""
     given = os.environ if environment is None else environment
     values = {name: given[name] for name in _VARIABLES if given.get(name)}
-    if folder := given.get("CREDENTIALS_DIRECTORY"):
-        credential = Path(folder, "SYSTEMMANAGER_SHARED_SECRET")
+    for name in _SECRETS if given.get("CREDENTIALS_DIRECTORY") else ():
+        credential = Path(given["CREDENTIALS_DIRECTORY"], name)
         try:
             if credential.is_file():
-                values["SYSTEMMANAGER_SHARED_SECRET"] = credential.read_text(encoding="utf-8").strip()
+                values[name] = credential.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             raise ConfigError([Problem(str(credential), "can't be read as text")]) from None
     problems = [
@@ -176,32 +183,46 @@ class State:
     runtime: Path
     known_hosts: Path
 
-    def shared_secret(self, settings: Settings) -> str:
-        """The key of the tokens: the configured one, else the one in the state folder, made on first use (0600)."""
+    def secrets(self, settings: Settings) -> tuple[str, ...]:
+        """The keys of the tokens, the one that signs first: the configured one, else the one in the state folder."""
         if settings.shared_secret is not None:
-            return settings.shared_secret.get_secret_value()
-        path = self.folder / "shared_secret"
+            current = settings.shared_secret.get_secret_value()
+        else:
+            current = self._kept("shared_secret", lambda: secrets.token_urlsafe(48), weakness)
+        previous = settings.previous_secret
+        return (current,) if previous is None else (current, previous.get_secret_value())
+
+    def audience(self, settings: Settings) -> str:
+        """Whom the gateway's own tokens are for: its URL, shared by gateways behind one name, else its own id."""
+        if settings.base_url:
+            return settings.base_url
+        own = self._kept("gateway_id", lambda: secrets.token_hex(8), lambda text: None if text else "is empty")
+        return f"urn:systemmanager:{own}"
+
+    def _kept(self, name: str, make: Callable[[], str], fault: Callable[[str], str | None]) -> str:
+        """A private text of the state folder, made on first use (0600). Raises `ConfigError`."""
+        path = self.folder / name
         try:
             if not path.exists():
-                _make_secret(path)
+                _make_once(path, make())
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             with os.fdopen(descriptor) as file:
                 readable = os.fstat(descriptor).st_mode & 0o077
-                secret = file.read(4096).strip()
+                text = file.read(4096).strip()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "is no text"
             raise ConfigError([Problem(str(path), f"can't be used: {why}")]) from None
-        if why := "is open to other users" if readable else weakness(secret):
+        if why := "is open to other users" if readable else fault(text):
             raise ConfigError([Problem(str(path), f"{why}; delete it, and the gateway makes a new one")])
-        return secret
+        return text
 
 
-def _make_secret(path: Path) -> None:
-    """Put a new secret at `path`, whole and private from its first moment; one that is there already stays."""
-    descriptor, made = mkstemp(dir=path.parent, prefix=".shared_secret.")
+def _make_once(path: Path, text: str) -> None:
+    """Put a text at `path`, whole and private from its first moment; one that is there already stays."""
+    descriptor, made = mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(48) + "\n")
+            file.write(text + "\n")
             file.flush()
             os.fsync(descriptor)
         with suppress(FileExistsError):

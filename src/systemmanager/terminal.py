@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
@@ -196,6 +197,16 @@ def print_explanation(console: Console, reply: Reply) -> None:
         console.print(table)
         for grant in result.get("grant", ()):
             console.print(f"It would need {escape(grant)}.")
+
+
+def tokens_table(tokens: Iterable[Mapping[str, Any]]) -> Table:
+    table = _table("id", "agent", "scopes", "targets", "minted", "expires", "")
+    for token in tokens:
+        days = [f"{datetime.fromtimestamp(token[name], UTC):%Y-%m-%d %H:%M}" for name in ("minted", "expires")]
+        scopes = _grouped(token["scopes"].split())
+        state = "[red]revoked[/red]" if token["revoked"] else ""
+        table.add_row(token["id"], escape(token["subject"]), scopes, escape(token["targets"] or ""), *days, state)
+    return table
 
 
 def audit_table(records: Iterable[Mapping[str, Any]]) -> Table:

@@ -15,11 +15,13 @@ import httpx
 import psutil
 
 from systemmanager.request import Permit
-from systemmanager.server.auth.tokens import mint
+from systemmanager.server.auth.tokens import Keys, mint
 from tests.benchmarks.measure import Row, cpu_seconds, python
 from tests.support import OPERATOR, fake_gateway, target
 
 SECRET = "a-benchmark-secret-of-more-than-32-bytes-0123456789"
+AUDIENCE = "http://gateway.bench:8080"
+KEYS = Keys(AUDIENCE, SECRET)
 CALLS, TURNS = 90, 7
 SHARE_MS = 0.5
 
@@ -67,6 +69,7 @@ def servers(folder: Path) -> Iterator[dict[str, tuple[int, psutil.Process, float
             settings = {
                 "MCP_PORT": str(port),
                 "SYSTEMMANAGER_SHARED_SECRET": SECRET,
+                "SYSTEMMANAGER_BASE_URL": AUDIENCE,
                 "SYSTEMMANAGER_STATE_DIR": str(folder),
             }
             environment = {**os.environ, **settings, "LOG_LEVEL": "ERROR"}
@@ -121,7 +124,7 @@ async def per_call(era: str, running: dict[str, tuple[int, psutil.Process, float
         for turn in range(TURNS):
             for name, (port, process, _) in running.items():
                 url = f"http://127.0.0.1:{port}/mcp"
-                own = {"Authorization": f"Bearer {mint(SECRET, f'bench-{era}-{turn}', ['readonly'], 3600)}"}
+                own = {"Authorization": f"Bearer {mint(KEYS, f'bench-{era}-{turn}', ['readonly'], 3600)[0]}"}
                 own |= await session(client, url, own) if era != "2026-07-28" else {}
                 before = cpu_seconds(process)
                 for number in range(CALLS):

@@ -17,7 +17,7 @@ from fastmcp.client.transports import StreamableHttpTransport
 
 from systemmanager.server.auth.tokens import mint
 from systemmanager.target import Target
-from tests.benchmarks.calls import SECRET, free_port
+from tests.benchmarks.calls import AUDIENCE, KEYS, SECRET, free_port
 from tests.benchmarks.measure import Row, interleaved, python
 from tests.real.openssh import SshServer, SshServers
 from tests.support import OPERATOR, real_gateway
@@ -108,13 +108,14 @@ async def served(folder: Path, fleet: list[Target]) -> AsyncIterator[tuple[Clien
     settings = {
         "MCP_PORT": str(port),
         "SYSTEMMANAGER_SHARED_SECRET": SECRET,
+        "SYSTEMMANAGER_BASE_URL": AUDIENCE,
         "SYSTEMMANAGER_STATE_DIR": str(folder / "state"),
         "SYSTEMMANAGER_TARGETS_CONFIG": str(write_registry(folder, fleet)),
         "LOG_LEVEL": "ERROR",
     }
     with python("-m", "systemmanager", "serve", environment={**os.environ, **settings}) as process:
         await _listening(port)
-        bearer = {"Authorization": f"Bearer {mint(SECRET, 'bench', ['admin'], 3600)}"}
+        bearer = {"Authorization": f"Bearer {mint(KEYS, 'bench', ['admin'], 3600)[0]}"}
         async with Client(StreamableHttpTransport(f"http://127.0.0.1:{port}/mcp", headers=bearer)) as client:
             yield client, psutil.Process(process.pid)
 

@@ -9,13 +9,13 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from systemmanager.errors import ApprovalRefused, NotFound
+from systemmanager.statefile import StateFile
 
 LIFETIME = 30 * 60
 """Seconds that a request waits for its answers, and an approved one for its use."""
@@ -36,7 +36,6 @@ _SCHEMA = (
     request TEXT NOT NULL REFERENCES request (id), person TEXT NOT NULL, approved INTEGER NOT NULL,
     channel TEXT NOT NULL, given REAL NOT NULL, PRIMARY KEY (request, person)
     ) STRICT""",
-    f"PRAGMA user_version = {VERSION}",
 )
 
 State = Literal["pending", "approved", "denied", "used", "expired"]
@@ -82,29 +81,12 @@ class ApprovalStore:
     """All requests of one gateway. Every method is one transaction; several processes may share the file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._path, self._clock = path, clock
-        with self._transaction() as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > VERSION:
-                raise sqlite3.DatabaseError(f"{path} was written by a newer version of the gateway")
-            for statement in _SCHEMA if version == 0 else ():
-                database.execute(statement)
-        path.chmod(0o600)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self._path, timeout=5, isolation_level=None)
-        try:
-            database.execute("BEGIN IMMEDIATE")
-            yield database
-            database.execute("COMMIT")
-        finally:
-            database.close()  # without the COMMIT that is a rollback
+        self._file, self._clock = StateFile(path, VERSION, _SCHEMA), clock
 
     def ask(self, subject: str, tool: str, question: Mapping[str, Any], needed: int = 1) -> Asked:
         """The open request for exactly this question, made when there is none. Raises `ApprovalRefused` on a flood."""
         digest, now = digest_of(question), self._clock()
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             rows = database.execute(
                 "SELECT id FROM request WHERE subject = ? AND used IS NULL AND expires > ?", (subject, now)
             )
@@ -124,7 +106,7 @@ class ApprovalStore:
 
         Raises `ApprovalRefused` for one's own request, a second answer, another digest than asked, or a late one.
         """
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             asked = self._read(database, id)
             if asked.state != "pending":
                 raise ApprovalRefused(f"approval {id} is {asked.state} already")
@@ -140,7 +122,7 @@ class ApprovalStore:
 
     def redeem(self, id: str, subject: str, question: Mapping[str, Any]) -> Asked:
         """Use an approval up, for exactly the call it was given for. Raises `ApprovalRefused` in every other case."""
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             asked = self._read(database, id)
             if asked.subject != subject:
                 raise NotFound(f"there is no approval {id!r}")
@@ -152,12 +134,12 @@ class ApprovalStore:
             return asked
 
     def get(self, id: str) -> Asked:
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             return self._read(database, id)
 
     def all(self, state: State | None = None) -> list[Asked]:
         """Requests, oldest first; those that ended long ago are forgotten."""
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             old = (self._clock() - KEPT,)
             database.execute("DELETE FROM answer WHERE request IN (SELECT id FROM request WHERE expires < ?)", old)
             database.execute("DELETE FROM request WHERE expires < ?", old)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
-from systemmanager.server.auth.tokens import GatewayAccess, SharedSecretVerifier
+from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens
+from systemmanager.server.auth.identity import principal_of
+from systemmanager.server.auth.ledger import Ledger
+from systemmanager.server.auth.tokens import Keys
 from systemmanager.server.changes import Changes
 from systemmanager.server.guard import Guard
 from systemmanager.server.listing import Listing
@@ -51,12 +55,16 @@ def operator() -> Principal:
     return Principal(f"local:{os.getuid()}", "operator", (Grant(frozenset(SCOPES)),), "process")
 
 
-def bearer() -> Principal:
-    """The principal of the HTTP request being served."""
-    access = get_access_token()
-    if not isinstance(access, GatewayAccess):
-        raise PermissionError("no verified credential")
-    return access.principal
+def caller_of(gateway: Gateway) -> Caller:
+    """Names the principal of the HTTP request being served, with the rights of this moment."""
+
+    def caller() -> Principal:
+        access = get_access_token()
+        if not isinstance(access, GatewayAccess):
+            raise PermissionError("no verified credential")
+        return principal_of(access.identity, gateway.policy)
+
+    return caller
 
 
 @dataclass(slots=True)
@@ -69,9 +77,9 @@ class Running:
     state: State
     changes: Changes | None = None
 
-    def server(self, caller: Caller, *, secret: str | None = None) -> FastMCP:
+    def server(self, caller: Caller) -> FastMCP:
         """The MCP server of this gateway; its clients hear of each reload."""
-        server = build(self.gateway, caller, secret=secret)
+        server = build(self.gateway, caller)
         self.changes = Changes(server)
         return server
 
@@ -166,20 +174,38 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 Journal(audit),
                 policy,
                 root=os.geteuid() == 0,
-                secrets=frozenset({state.shared_secret(settings)}),
+                secrets=frozenset(state.secrets(settings)),
             )
             yield Running(gateway, executors, settings, state)
     finally:
         audit.close()
 
 
-def build(gateway: Gateway, caller: Caller, *, secret: str | None = None) -> FastMCP:
-    """The MCP server of a gateway. With `secret` HTTP requests must bear a token signed with it."""
+def keys_of(settings: Settings, state: State) -> Keys:
+    """The keys of the gateway's own tokens. Raises `ConfigError`."""
+    return Keys(state.audience(settings), *state.secrets(settings))
+
+
+def ledger_of(state: State) -> Ledger:
+    """The minted tokens. Raises `ConfigError`."""
+    path = state.folder / "tokens.sqlite"
+    try:
+        return Ledger(path)
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigError([Problem(str(path), f"can't be used: {error}")]) from None
+
+
+def authentication(settings: Settings, state: State) -> Authentication:
+    """How HTTP clients prove who they are. Raises `ConfigError`."""
+    return Authentication(Tokens(keys_of(settings, state), ledger_of(state)))
+
+
+def build(gateway: Gateway, caller: Caller) -> FastMCP:
+    """The MCP server of a gateway; who calls is known before a request reaches it."""
     server: FastMCP = FastMCP(
         "SystemManager",
         instructions=INSTRUCTIONS,
         version=__version__,
-        auth=None if secret is None else SharedSecretVerifier(secret),
         mask_error_details=True,
         middleware=[Guard()],
         dereference_schemas=False,

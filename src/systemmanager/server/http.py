@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from systemmanager.gateway import Gateway
-from systemmanager.server.refusals import Refusals, because
+from systemmanager.server.auth.authentication import Authentication
+from systemmanager.server.auth.door import Door
 from systemmanager.settings import Settings
 
 MAX_BODY = 1024 * 1024
@@ -139,11 +140,8 @@ def _plain(body: bytes) -> Response:
     return JSONResponse(answer, status_code=400)
 
 
-class OneCredential:
-    """ASGI middleware: refuses a request that could mean two callers, so that no proxy and gateway ever disagree.
-
-    White space around the value of a header is no part of it (RFC 9110, 5.5); the HTTP parser leaves it there.
-    """
+class Trimmed:
+    """ASGI middleware: white space around a header's value is no part of it (RFC 9110, 5.5); the parser leaves it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -151,13 +149,6 @@ class OneCredential:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-            given = sum(name == b"authorization" for name, _ in scope["headers"])
-            if given > 1 or "access_token" in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True):
-                because("two credentials, or one in the address")
-                message = "give one Authorization header, and no token in the address"
-                refusal = _refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
-                await refusal(scope, receive, send)
-                return
         await self._app(scope, receive, send)
 
 
@@ -208,7 +199,13 @@ def accepted_hosts(settings: Settings) -> list[str]:
     return sorted({variant for name in names for variant in (name, f"{name}:*")})
 
 
-def http_app(server: FastMCP, gateway: Gateway, settings: Settings, stop: asyncio.Event | None = None) -> ASGIApp:
+def http_app(
+    server: FastMCP,
+    gateway: Gateway,
+    settings: Settings,
+    authentication: Authentication,
+    stop: asyncio.Event | None = None,
+) -> ASGIApp:
     """The ASGI app: MCP at `/mcp`, liveness at `/healthz` (without any detail: nobody is asked who they are).
 
     Standing streams end when `stop` is set.
@@ -220,12 +217,15 @@ def http_app(server: FastMCP, gateway: Gateway, settings: Settings, stop: asynci
 
     app = server.http_app(
         path="/mcp",
-        middleware=[Middleware(BoundedBody), Middleware(NoInside)],
+        middleware=[
+            Middleware(Door, authentication, gateway.journal),
+            Middleware(BoundedBody),
+            Middleware(NoInside),
+        ],
         host_origin_protection=True,
         allowed_hosts=accepted_hosts(settings),
     )
-    checked = Refusals(OneCredential(app), gateway.journal.refused_credential)
-    return Standing(checked, stop or asyncio.Event())
+    return Standing(Trimmed(app), stop or asyncio.Event())
 
 
 class _Server(uvicorn.Server):
@@ -260,6 +260,7 @@ async def listening(
         timeout_graceful_shutdown=STOP_WITHIN,
         proxy_headers=False,
         server_header=False,
+        ws="none",
         limit_concurrency=512,
     )
     server = _Server(config)
@@ -298,7 +299,13 @@ def settle() -> None:
     gc.set_threshold(2_000, 10, 10)
 
 
-async def serve(server: FastMCP, gateway: Gateway, settings: Settings, ready: Callable[[int], None]) -> None:
+async def serve(
+    server: FastMCP,
+    gateway: Gateway,
+    settings: Settings,
+    authentication: Authentication,
+    ready: Callable[[int], None],
+) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight get `STOP_WITHIN` or `HURRY` seconds to end."""
     stop, loop, patience = asyncio.Event(), asyncio.get_running_loop(), STOP_WITHIN
 
@@ -309,7 +316,8 @@ async def serve(server: FastMCP, gateway: Gateway, settings: Settings, ready: Ca
 
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, hurry)
-    async with listening(http_app(server, gateway, settings, stop), settings, lambda: patience) as port:
+    served = http_app(server, gateway, settings, authentication, stop)
+    async with listening(served, settings, lambda: patience) as port:
         settle()
         ready(port)
         await stop.wait()

@@ -1,24 +1,22 @@
 """The gateway's own bearer tokens: HMAC-signed (JWS HS256, RFC 7515), scoped, expiring, for this gateway only."""
 
+import hashlib
+import hmac
 import json
 import re
 import secrets
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
-
-from fastmcp.server.auth import AccessToken, TokenVerifier
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
-from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
 from systemmanager.errors import UnknownTarget
 from systemmanager.fleet import gateway_target
-from systemmanager.request import Grant, Principal
+from systemmanager.request import Grant
 from systemmanager.scopes import expand
 from systemmanager.selectors import matches
-from systemmanager.server.refusals import because
+from systemmanager.server.auth.identity import Identity, Refused
 
 ISSUER = "systemmanager"
 TYPE = "at+jwt"
@@ -26,15 +24,45 @@ LEAST_TTL, MOST_TTL = 15 * 60, 90 * 24 * 3600
 SKEW = 5
 """Seconds by which another clock may be ahead."""
 
+ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}", re.ASCII)
-_CLAIMS = frozenset({"iss", "aud", "sub", "scope", "iat", "nbf", "exp", "jti", "targets"})
+_CLAIMS = frozenset({"iss", "aud", "sub", "scope", "iat", "nbf", "exp", "jti"})
 _MAX_LENGTH = 4096
 
 
-class BadToken(ValueError):
+class BadToken(Refused, ValueError):
     """A token that is not accepted; the message is for the log, never for the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One secret, and the first part of every token signed with it, to the letter.
+
+    A header is compared, never read: an algorithm, key or address that a token names has no say in anything.
+    """
+
+    secret: bytes
+    header: str
+
+    @classmethod
+    def of(cls, secret: str) -> "Key":
+        id = hmac.digest(secret.encode(), b"systemmanager key id", "sha256")[:8].hex()
+        header = json.dumps({"alg": "HS256", "typ": TYPE, "kid": id}, separators=(",", ":"))
+        return cls(secret.encode(), _encode(header.encode()))
+
+    def sign(self, signed: str) -> str:
+        return _encode(hmac.digest(self.secret, signed.encode(), hashlib.sha256))
+
+
+class Keys:
+    """The keys of one gateway, the one that signs first, and the audience that its tokens are for."""
+
+    def __init__(self, audience: str, *secrets: str) -> None:
+        self.audience = audience
+        self.signing = Key.of(secrets[0])
+        self.by_header = {key.header: key for key in map(Key.of, secrets)}
 
 
 def duration(text: str) -> int:
@@ -46,9 +74,12 @@ def duration(text: str) -> int:
 
 
 def mint(
-    secret: str, subject: str, scopes: Iterable[str], ttl: int, targets: str | None = None, now: float | None = None
-) -> str:
-    """A token for `subject`. `ttl` in seconds, 15 minutes to 90 days. Raises `ValueError`, also for unknown scopes."""
+    keys: Keys, subject: str, scopes: Iterable[str], ttl: int, targets: str | None = None, now: float | None = None
+) -> tuple[str, Identity]:
+    """A token for `subject`, and what it says. `ttl` in seconds, 15 minutes to 90 days.
+
+    Raises `ValueError`, also for unknown scopes.
+    """
     if not _SUBJECT.fullmatch(subject):
         raise ValueError("the agent's name has 1 to 64 letters, digits, '.', '_', '@' or '-'")
     if not LEAST_TTL <= ttl <= MOST_TTL:
@@ -58,7 +89,7 @@ def mint(
     issued = int(time.time() if now is None else now)
     claims: dict[str, Any] = {
         "iss": ISSUER,
-        "aud": ISSUER,
+        "aud": keys.audience,
         "sub": subject,
         "scope": " ".join(sorted(expand(scopes))),
         "iat": issued,
@@ -68,31 +99,38 @@ def mint(
     }
     if targets is not None:
         claims["targets"] = targets
-    payload = json.dumps(claims, separators=(",", ":")).encode()
-    return jws.serialize_compact({"alg": "HS256", "typ": TYPE}, payload, _key(secret), algorithms=["HS256"])
+    signed = f"{keys.signing.header}.{_encode(json.dumps(claims, separators=(',', ':')).encode())}"
+    token = f"{signed}.{keys.signing.sign(signed)}"
+    if len(token) > _MAX_LENGTH:
+        raise ValueError("the token would be too long; shorten the selector")
+    return token, _identity(claims, keys, issued)
 
 
-def verify(secret: str, token: str, now: float | None = None) -> tuple[Principal, dict[str, Any]]:
-    """The principal of a token and its claims. Raises `BadToken`."""
-    parts = token.split(".")
-    if len(token) > _MAX_LENGTH or len(parts) != 3:
-        raise BadToken("is not a compact JWS")
+def verify(keys: Keys, token: str, now: float | None = None) -> Identity:
+    """Who a token names. Whether it was revoked is not asked here. Raises `BadToken`."""
+    return _identity(claims_of(keys, token), keys, time.time() if now is None else now)
+
+
+def claims_of(keys: Keys, token: str) -> dict[str, Any]:
+    """The claims of a token that one of our keys has signed, expired or not. Raises `BadToken`."""
+    if len(token) > _MAX_LENGTH:
+        raise BadToken("is longer than our tokens are")
+    signed, _, signature = token.rpartition(".")
+    header, dot, payload = signed.partition(".")
+    key = keys.by_header.get(header)
+    if key is None or not dot:
+        raise BadToken("has a header or a key that is not ours")
+    # The signature is compared as it is written: another spelling of the same bytes does not count.
+    if not token.isascii() or not hmac.compare_digest(signature, key.sign(signed)):
+        raise BadToken("is not signed with our key")
     try:
-        # Base64 leaves spare bits: only the one canonical spelling of a signature counts.
-        if any(urlsafe_b64encode(urlsafe_b64decode(part.encode())).decode() != part for part in parts):
-            raise BadToken("is not canonical base64url")
-        _plain_object(urlsafe_b64decode(parts[0].encode()))
-        signed = jws.deserialize_compact(token, _key(secret), algorithms=["HS256"])
-        header, claims = signed.headers(), _plain_object(signed.payload)
-    except (JoseError, ValueError, TypeError, RecursionError) as error:
+        return _plain_object(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (ValueError, RecursionError) as error:
         raise BadToken(str(error) or type(error).__name__) from error
-    if header != {"alg": "HS256", "typ": TYPE}:
-        raise BadToken("has another header than our tokens have")
-    return _principal(claims, time.time() if now is None else now), claims
 
 
-def _key(secret: str) -> OctKey:
-    return OctKey.import_key(secret.encode())
+def _encode(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _plain_object(data: bytes) -> dict[str, Any]:
@@ -117,22 +155,24 @@ def _readable(selector: str) -> None:
         raise ValueError(str(error)) from error
 
 
-def _principal(claims: dict[str, Any], now: float) -> Principal:
-    if unknown := claims.keys() - _CLAIMS:
-        raise BadToken(f"has claims that our tokens do not have: {sorted(unknown)[:5]}")
-    if claims.get("iss") != ISSUER or claims.get("aud") != ISSUER:
+def _identity(claims: dict[str, Any], keys: Keys, now: float) -> Identity:
+    if claims.keys() - {"targets"} != _CLAIMS:
+        raise BadToken("has other claims than our tokens have")
+    if claims["iss"] != ISSUER or claims["aud"] != keys.audience:
         raise BadToken("was not made by or for this gateway")
-    issued, begins, ends = (claims.get(name) for name in ("iat", "nbf", "exp"))
+    issued, begins, ends = claims["iat"], claims["nbf"], claims["exp"]
     if not (type(issued) is int and type(begins) is int and type(ends) is int):
         raise BadToken("lacks iat, nbf or exp as a whole number")
     if issued > now + SKEW or begins > now + SKEW:
         raise BadToken("is not valid yet")
     if ends <= now or ends > issued + MOST_TTL:
         raise BadToken("has expired, or would for too long not")
-    subject, scope, targets = claims.get("sub"), claims.get("scope"), claims.get("targets")
+    subject, scope, targets, id = claims["sub"], claims["scope"], claims.get("targets"), claims["jti"]
     if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject) or not isinstance(scope, str):
         raise BadToken("lacks sub or scope as a text of ours")
-    if targets is not None and not isinstance(targets, str):
+    if not isinstance(id, str) or not ID.fullmatch(id):
+        raise BadToken("lacks an id of ours")
+    if "targets" in claims and not isinstance(targets, str):
         raise BadToken("has targets that are no text")
     try:
         held = expand(scope.split())
@@ -140,33 +180,4 @@ def _principal(claims: dict[str, Any], now: float) -> Principal:
             _readable(targets)
     except ValueError as error:
         raise BadToken(str(error)) from error
-    return Principal(subject, "token", (Grant(held, targets),), "token")
-
-
-class GatewayAccess(AccessToken):
-    """fastmcp's access token with the Principal that it stands for."""
-
-    principal: Principal
-
-
-class SharedSecretVerifier(TokenVerifier):
-    """fastmcp's seam for bearer tokens."""
-
-    def __init__(self, secret: str) -> None:
-        super().__init__()
-        self._secret = secret
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        try:
-            principal, claims = verify(self._secret, token)
-        except BadToken as error:
-            because(f"a token that {error}")
-            return None
-        return GatewayAccess(
-            token=token,
-            client_id=principal.subject,
-            scopes=claims["scope"].split(),
-            expires_at=claims["exp"],
-            subject=principal.subject,
-            principal=principal,
-        )
+    return Identity(subject, "token", "token", (Grant(held, targets),), expires_at=ends, id=id)

@@ -1,0 +1,150 @@
+"""One request, exactly one credential, one Identity: which mode judges it, and what was verified a moment ago."""
+
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import parse_qs
+
+from fastmcp.server.auth import AccessToken
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from starlette.types import Scope
+
+from systemmanager.server.auth.identity import Identity, Missing, Refused
+from systemmanager.server.auth.ledger import Ledger
+from systemmanager.server.auth.tokens import BadToken, Keys, verify
+
+MOST_REMEMBERED = 4096
+"""Verified tokens that are remembered; the one that was not used for longest makes room."""
+
+_BEARER = re.compile(rb"bearer ([A-Za-z0-9._~+/=-]+)", re.IGNORECASE)
+
+
+class GatewayAccess(AccessToken):
+    """fastmcp's access token with the Identity that it stands for, and without the token."""
+
+    identity: Identity
+
+
+def user_of(identity: Identity) -> AuthenticatedUser:
+    """An Identity as fastmcp carries it; sessions belong to the three names that are given here."""
+    access = GatewayAccess(
+        token="",
+        client_id=identity.subject,
+        scopes=[],
+        subject=identity.subject,
+        claims={"iss": identity.verified_by},
+        identity=identity,
+    )
+    return AuthenticatedUser(access)
+
+
+class Tokens:
+    """Tokens of the gateway's own."""
+
+    def __init__(self, keys: Keys, ledger: Ledger) -> None:
+        self._keys, self._ledger = keys, ledger
+
+    def made(self, token: str) -> bool:
+        """Whether the token names one of our keys: nobody else is asked about it then."""
+        return token.partition(".")[0] in self._keys.by_header
+
+    def identify(self, token: str, now: float) -> Identity:
+        """Raises `Refused`."""
+        try:
+            return verify(self._keys, token, now)
+        except BadToken as error:
+            raise Refused(f"a token that {error}") from error
+
+    def check(self, identity: Identity) -> None:
+        """Raises `Refused` for a revoked token; asked on each request."""
+        if identity.id is None or self._ledger.check(identity.id):
+            raise Refused(f"token {identity.id} of {identity.subject!r} is revoked")
+
+
+class Issuer(Protocol):
+    """Who verifies the tokens of somebody else."""
+
+    async def identify(self, token: str) -> tuple[Identity, float]:
+        """The identity, and until when it may be remembered. Raises `Refused`."""
+
+
+class Tailnet(Protocol):
+    """Who names the peer of a connection."""
+
+    async def identify(self, scope: Scope) -> Identity:
+        """Raises `Refused`."""
+
+
+@dataclass
+class Authentication:
+    """The modes that are switched on. A request with a bearer token is judged by that token and by nothing else."""
+
+    tokens: Tokens | None = None
+    issuer: Issuer | None = None
+    tailnet: Tailnet | None = None
+    clock: Callable[[], float] = time.time
+    _remembered: OrderedDict[bytes, tuple[AuthenticatedUser, Identity, float]] = field(default_factory=OrderedDict)
+
+    async def user(self, scope: Scope) -> AuthenticatedUser:
+        """Who makes this request. Raises `Missing` without a credential, `Refused` for one that is no good."""
+        token = bearer(scope)
+        if token is None:
+            if self.tailnet is None:
+                raise Missing("no credential")
+            return user_of(await self.tailnet.identify(scope))
+        digest = hashlib.sha256(token.encode()).digest()
+        return self._known(digest) or await self._verified(token, digest)
+
+    def _known(self, digest: bytes) -> AuthenticatedUser | None:
+        found = self._remembered.get(digest)
+        if found is None:
+            return None
+        user, identity, until = found
+        if self.clock() >= until:
+            del self._remembered[digest]
+            return None
+        self._check(identity)
+        self._remembered.move_to_end(digest)
+        return user
+
+    async def _verified(self, token: str, digest: bytes) -> AuthenticatedUser:
+        if self.tokens is not None and (self.issuer is None or self.tokens.made(token)):
+            identity = self.tokens.identify(token, self.clock())
+            until = identity.expires_at or 0.0
+        elif self.issuer is not None:
+            identity, until = await self.issuer.identify(token)
+        else:
+            raise Refused("bearer tokens are not accepted here")
+        self._check(identity)
+        user = user_of(identity)
+        self._remembered[digest] = user, identity, min(until, identity.expires_at or until)
+        if len(self._remembered) > MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return user
+
+    def _check(self, identity: Identity) -> None:
+        if identity.kind == "token" and self.tokens is not None:
+            self.tokens.check(identity)
+
+
+def bearer(scope: Scope) -> str | None:
+    """The request's one bearer token, or None. Raises `Refused` when it could mean two callers, or none properly.
+
+    A proxy and the gateway must never disagree about who calls, so a second credential is never passed over.
+    """
+    query = scope["query_string"].decode("latin-1")
+    if query and "access_token" in parse_qs(query, keep_blank_values=True):
+        raise Refused("a token in the address")
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise Refused("more than one Authorization header")
+    match = _BEARER.fullmatch(given[0])
+    if match is None:
+        raise Refused("an Authorization header that is no bearer token")
+    return match[1].decode()
