@@ -93,11 +93,29 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         ["targets.yaml:3:118: targets.api.connection.auth.tokn: unknown key; did you mean 'token'?"],
     ),
     "unknown executor": (
-        "version: '1.0'\ntargets:\n  a: {id: a, executor: shh}\n",
-        ["targets.yaml:3:14: targets.a.executor: must be one of 'local', 'ssh', 'docker', 'http'; did you mean 'ssh'?"],
+        "version: '1.0'\ntargets:\n  a: {id: a, executor: shh, capabilities: []}\n",
+        [
+            "targets.yaml:3:3: targets.a.connection: is missing",
+            "targets.yaml:3:14: targets.a.executor: must be one of 'local', 'ssh', 'docker', 'http'; did you mean",
+        ],
+    ),
+    "an unknown executor hides no other mistake": (
+        document(ssh(connection="{host: h, username: u, hostkey: x}").replace("ssh", "shs").replace("system:r", "r")),
+        [
+            "targets.yaml:5:5: targets.web.executor: must be one of",
+            "targets.yaml:6:20: targets.web.capabilities.0: unknown scope or capability 'read",
+            "targets.yaml:7:40: targets.web.connection.hostkey: unknown key; did you mean 'host_key'?",
+        ],
+    ),
+    "a missing executor hides no other mistake": (
+        document(ssh(connection="{host: h, username: u, prt: 1}").replace("    executor: ssh\n", "")),
+        [
+            "targets.yaml:3:3: targets.web.executor: is missing",
+            "targets.yaml:6:40: targets.web.connection.prt: unknown key; did you mean 'port'?",
+        ],
     ),
     "no executor": (
-        "version: '1.0'\ntargets:\n  a: {id: a}\n",
+        "version: '1.0'\ntargets:\n  a: {id: a, capabilities: []}\n",
         ["targets.yaml:3:3: targets.a.executor: is missing"],
     ),
     "unknown capability": (

@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from systemmanager import yamlfile
-from systemmanager.errors import ConfigError, Problem, UnknownTarget, did_you_mean
+from systemmanager.errors import ConfigError, Problem, UnknownTarget, did_you_mean, nearest
 from systemmanager.request import Grant
 from systemmanager.selectors import selector, words_of
 from systemmanager.target import BasicAuth, Document, LocalTarget, Target, host_of
@@ -170,10 +170,30 @@ def _validated(data: dict[str, Any], resolver: "_Resolver") -> tuple[Document | 
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
     if kept := [details for details in found if not resolver.explains(details["loc"])]:
-        return None, kept
+        hidden = [more for details in kept for more in _behind(details, data) if not resolver.explains(more["loc"])]
+        return None, [*kept, *hidden]
     at_fault = {details["loc"][1] for details in found}
     targets = {id: _stood_in(body) if id in at_fault else body for id, body in data["targets"].items()}
     return Document.model_validate({**data, "targets": targets}), []
+
+
+def _behind(details: ErrorDetails, data: dict[str, Any]) -> list[ErrorDetails]:
+    """What else is wrong with a target whose `executor` is missing or misspelt: its mistakes as the nearest kind."""
+    if not details["type"].startswith("union_tag") or len(details["loc"]) != 2:
+        return []
+    id = details["loc"][1]
+    body = data["targets"][id]
+    given = str(body.get("executor", ""))
+    tries = [_mistakes(id, {**body, "executor": kind}) for kind in nearest(given, _STAND_IN) or _STAND_IN]
+    return min(tries, key=len)
+
+
+def _mistakes(id: Any, body: dict[str, Any]) -> list[ErrorDetails]:
+    try:
+        Document.model_validate({"version": "1.0", "targets": {id: body}})
+    except ValidationError as error:
+        return error.errors(include_url=False, include_input=False)
+    return []
 
 
 def _stood_in(body: dict[str, Any]) -> dict[str, Any]:
