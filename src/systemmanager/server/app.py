@@ -29,7 +29,7 @@ from systemmanager.server.auth.identity import principal_of
 from systemmanager.server.auth.ledger import Ledger
 from systemmanager.server.auth.tokens import Keys
 from systemmanager.server.changes import Changes
-from systemmanager.server.guard import Guard
+from systemmanager.server.guard import Guard, GuardedServer
 from systemmanager.server.listing import Listing
 from systemmanager.server.prompts import add_prompts
 from systemmanager.server.resources import add_resources
@@ -202,7 +202,7 @@ def authentication(settings: Settings, state: State) -> Authentication:
 
 def build(gateway: Gateway, caller: Caller) -> FastMCP:
     """The MCP server of a gateway; who calls is known before a request reaches it."""
-    server: FastMCP = FastMCP(
+    server = GuardedServer(
         "SystemManager",
         instructions=INSTRUCTIONS,
         version=__version__,
@@ -210,8 +210,9 @@ def build(gateway: Gateway, caller: Caller) -> FastMCP:
         middleware=[Guard()],
         dereference_schemas=False,
     )
-    for operation in CATALOGUE.values():
-        server.add_tool(OperationTool.of(operation, gateway, caller))
+    server.own = {name: OperationTool.of(operation, gateway, caller) for name, operation in CATALOGUE.items()}
+    for tool in server.own.values():
+        server.add_tool(tool)
     add_resources(server, gateway, caller)
     add_prompts(server)
     server.add_transform(Listing(gateway, caller))
