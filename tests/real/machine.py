@@ -1,12 +1,14 @@
 """A machine that systemd has booted: Debian in systemd-nspawn, with an sshd on loopback and the gateway's own code.
 
 Its root is made once by mmdebstrap, from where this machine's own packages come, and kept in the cache under a name
-that says what went in. Each boot writes to memory only. The network is this machine's.
+that says what went in. It has dnf, too, with a repository of its own. Each boot writes to memory only. The network is
+this machine's.
 """
 
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,18 +23,23 @@ import pytest
 from tests.conftest import need
 from tests.real.openssh import SshServer, SshServers, openssh, until
 
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "openssh-server", "procps", "iproute2", "sudo", "python3")
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "openssh-server",
+    "procps",
+    "iproute2",
+    "sudo",
+    "python3",
+    "dnf",
+    "dnf-plugins-core",
+    "rpm",
+    "createrepo-c",
+)
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 USER = "gateway"
-SUDOERS = f"{USER} ALL=(root) NOPASSWD: /usr/bin/systemctl, /usr/bin/journalctl\n"
-SET_UP = f"""set -eu
-root=$1
-chroot "$root" useradd -m -s /bin/bash {USER}
-printf '%s' '{SUDOERS}' >"$root/etc/sudoers.d/{USER}"
-rm -f "$root"/etc/ssh/ssh_host_*
-printf 'Include /srv/test/sshd_config\\n' >"$root/etc/ssh/sshd_config"
-chroot "$root" systemctl mask console-getty.service systemd-resolved.service apt-daily.timer apt-daily-upgrade.timer
-"""
+SET_UP = Path(__file__).with_name("machine_setup.sh")
 UNITS = {
     "steady": "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n",
     "broken": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo the disk is gone; echo >&2 giving up; exit 7'\n",
@@ -57,7 +64,7 @@ def _codename() -> str:
 
 def root_folder() -> Path:
     """The folder of the machine's root, made when it is not there yet."""
-    made_of = "\n".join((_codename(), *PACKAGES, SET_UP))
+    made_of = "\n".join((_codename(), *PACKAGES, SET_UP.read_text()))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "systemmanager-machine")
     cache.mkdir(parents=True, exist_ok=True)
     root = cache / hashlib.sha256(made_of.encode()).hexdigest()[:16]
@@ -72,12 +79,10 @@ def _make(root: Path) -> None:
     building = root.with_suffix(".building")
     if building.exists():
         shutil.rmtree(building)
-    hook = root.with_suffix(".sh")
-    hook.write_text(SET_UP)
     subprocess.run(
         [
             "mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}",
-            f"--customize-hook=sh {hook} \"$1\"", _codename(), str(building), str(SOURCES),
+            f"--customize-hook=sh {shlex.quote(str(SET_UP))} \"$1\"", _codename(), str(building), str(SOURCES),
         ],
         check=True,
         stdin=subprocess.DEVNULL,
@@ -88,6 +93,11 @@ def _make(root: Path) -> None:
 class Machine(SshServer):
     """A booted machine. As an SSH server it is reached as root, or as `USER`, who may sudo systemctl and journalctl."""
 
+    @property
+    def os_release(self) -> Path:
+        """The file that says which distribution the machine is."""
+        return self.folder / "os-release"
+
     def boot(self, root: Path) -> None:
         units = self.folder / "units"
         units.mkdir()
@@ -95,7 +105,8 @@ class Machine(SshServer):
             (units / f"sm-{name}.service").write_text(f"[Unit]\nDescription=A {name} one\n{text}")
         source = Path(__file__).parents[2] / "src"
         seen = {str(source): str(source), sys.prefix: sys.prefix, str(self.folder): "/srv/test"}
-        seen |= {str(units): "/usr/local/lib/systemd/system"}
+        seen |= {str(units): "/usr/local/lib/systemd/system", str(self.os_release): "/usr/lib/os-release"}
+        self.os_release.write_text((root / "usr/lib/os-release").read_text())
         if sys.base_prefix != "/usr":
             seen[sys.base_prefix] = sys.base_prefix
         command = [

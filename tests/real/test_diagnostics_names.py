@@ -21,7 +21,7 @@ LOOKUP: Any = CATALOGUE["dns_lookup"]
 def permit() -> Permit:
     """A Permit as the gate makes it."""
     arguments = {"domain": "web.test", "record_type": "A"}
-    decision = decide(Request("test", OPERATOR, LOOKUP, LOOKUP.access, arguments, target()))
+    decision = decide(Request("test", OPERATOR, LOOKUP, LOOKUP.access, arguments, target(), granted=OPERATOR.grants))
     assert decision.permit is not None
     return decision.permit
 

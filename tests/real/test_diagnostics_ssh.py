@@ -99,7 +99,9 @@ class At:
 
 def permit(target: Target) -> Permit:
     operation = CATALOGUE["dns_lookup"]
-    decision = decide(Request("test", OPERATOR, operation, operation.access, {"domain": "web.test"}, target))
+    decision = decide(
+        Request("test", OPERATOR, operation, operation.access, {"domain": "web.test"}, target, granted=OPERATOR.grants)
+    )
     assert decision.permit is not None
     return decision.permit
 

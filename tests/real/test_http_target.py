@@ -37,7 +37,7 @@ def health(tmp_path: Path, one: Target) -> dict[str, Any]:
 
 def permit(one: Target) -> Permit:
     operation = CATALOGUE["health_check"]
-    decision = decide(Request("test", OPERATOR, operation, operation.access, {}, one))
+    decision = decide(Request("test", OPERATOR, operation, operation.access, {}, one, granted=OPERATOR.grants))
     assert decision.permit is not None
     return decision.permit
 
