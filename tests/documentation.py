@@ -10,7 +10,7 @@ from systemmanager.settings import Settings
 from systemmanager.terminal import summary
 
 README = Path(__file__).parent.parent / "README.md"
-SHARED = ("target", "targets", "format", "dry_run")
+SHARED = ("target", "targets", "format", "dry_run", "approval_id", "approval_wait")
 
 
 def tools() -> str:

@@ -33,15 +33,18 @@ def store(tmp_path: Path, clock: Clock) -> ApprovalStore:
 
 
 def ask(store: ApprovalStore, **changes: Any) -> str:
-    return store.ask("claude", "pull_docker_image", QUESTION | changes).id
+    return store.ask("claude", "pull_docker_image", {}, digest_of(QUESTION | changes))[0].id
+
+
+DIGEST = digest_of(QUESTION)
 
 
 def test_an_approved_request_is_redeemed_once(store: ApprovalStore) -> None:
     id = ask(store)
     assert store.answer(id, "alice", True, "operator").state == "approved"
-    assert store.redeem(id, "claude", QUESTION).people == "alice"
+    assert store.redeem(id, "claude", DIGEST).people == ("alice",)
     with pytest.raises(ApprovalRefused, match="used"):
-        store.redeem(id, "claude", QUESTION)
+        store.redeem(id, "claude", DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +61,8 @@ def test_a_yes_for_one_call_is_none_for_another(store: ApprovalStore, changed: d
     id = ask(store)
     store.answer(id, "alice", True, "operator")
     with pytest.raises(ApprovalRefused, match="another call"):
-        store.redeem(id, "claude", QUESTION | changed)
+        store.redeem(id, "claude", digest_of(QUESTION | changed))
     assert store.get(id).state == "approved"
-
-
-def _pending(store: ApprovalStore, id: str, clock: Clock) -> None:
-    pass
 
 
 def _denied(store: ApprovalStore, id: str, clock: Clock) -> None:
@@ -75,21 +74,56 @@ def _late(store: ApprovalStore, id: str, clock: Clock) -> None:
     clock.now += LIFETIME
 
 
-@pytest.mark.parametrize("happen", [_pending, _denied, _late])
+@pytest.mark.parametrize("happen", [_denied, _late])
 def test_what_is_not_approved_now_is_not_redeemed(
     store: ApprovalStore, clock: Clock, happen: Callable[[ApprovalStore, str, Clock], None]
 ) -> None:
     id = ask(store)
     happen(store, id, clock)
     with pytest.raises(ApprovalRefused):
-        store.redeem(id, "claude", QUESTION)
+        store.redeem(id, "claude", DIGEST)
+
+
+def test_a_pending_one_is_not_used_up(store: ApprovalStore) -> None:
+    id = ask(store)
+    assert store.redeem(id, "claude", DIGEST).state == store.get(id).state == "pending"
+
+
+def test_what_was_denied_is_not_asked_again_before_it_is_over(store: ApprovalStore, clock: Clock) -> None:
+    store.answer(ask(store), "alice", False, "operator")
+    with pytest.raises(ApprovalRefused, match="alice has said no"):
+        ask(store)
+    clock.now += LIFETIME
+    assert ask(store)
+
+
+@pytest.mark.parametrize(
+    ("requester", "person"),
+    [
+        ("local:0", "root"), ("local:0", "local:00"), ("root", "local:0"), ("ann@example.com", "Ann@Example.com"),
+        ("ann@example.com", "ann"), ("ann+x@example.com", "ann@example.com"), ("ann@a.example", "ann@b.example"),
+        ("local:4242424", "local:4242424"), ("claude", "ＣＬＡＵＤＥ"), ("claude", " claude "), ("root@gw", "local:0"),
+    ],
+)  # fmt: skip
+def test_an_alias_of_the_requester_is_the_requester(store: ApprovalStore, requester: str, person: str) -> None:
+    id = store.ask(requester, "pull_docker_image", {}, DIGEST)[0].id
+    with pytest.raises(ApprovalRefused, match="can't answer"):
+        store.answer(id, person, True, "operator")
+
+
+@pytest.mark.parametrize(
+    ("requester", "person"), [("0", "local:0"), ("claude", "local:0"), ("ann@example.com", "bob@example.com")]
+)
+def test_others_are_others(store: ApprovalStore, requester: str, person: str) -> None:
+    id = store.ask(requester, "pull_docker_image", {}, DIGEST)[0].id
+    assert store.answer(id, person, True, "operator").state == "approved"
 
 
 def test_nobody_else_can_redeem_it(store: ApprovalStore) -> None:
     id = ask(store)
     store.answer(id, "alice", True, "operator")
     with pytest.raises(NotFound):
-        store.redeem(id, "mallory", QUESTION)
+        store.redeem(id, "mallory", DIGEST)
 
 
 def test_nobody_answers_their_own_request(store: ApprovalStore) -> None:
@@ -98,18 +132,17 @@ def test_nobody_answers_their_own_request(store: ApprovalStore) -> None:
 
 
 def test_two_people_means_two_different_people(store: ApprovalStore) -> None:
-    id = store.ask("claude", "pull_docker_image", QUESTION, needed=2).id
+    id = store.ask("claude", "pull_docker_image", {}, DIGEST, needed=2)[0].id
     assert store.answer(id, "alice", True, "operator").state == "pending"
     with pytest.raises(ApprovalRefused, match="answered"):
         store.answer(id, "alice", True, "webhook")
-    with pytest.raises(ApprovalRefused):
-        store.redeem(id, "claude", QUESTION)
+    assert store.redeem(id, "claude", DIGEST).state == "pending"
     assert store.answer(id, "bob", True, "operator").state == "approved"
-    assert store.redeem(id, "claude", QUESTION).people == "alice and bob"
+    assert store.redeem(id, "claude", DIGEST).people == ("alice", "bob")
 
 
 def test_one_no_ends_it(store: ApprovalStore) -> None:
-    id = store.ask("claude", "pull_docker_image", QUESTION, needed=2).id
+    id = store.ask("claude", "pull_docker_image", {}, DIGEST, needed=2)[0].id
     store.answer(id, "alice", False, "operator")
     with pytest.raises(ApprovalRefused, match="denied"):
         store.answer(id, "bob", True, "operator")
@@ -135,7 +168,7 @@ def test_requests_and_answers_survive_a_restart(store: ApprovalStore, tmp_path: 
     store.answer(id, "alice", True, "operator")
     again = ApprovalStore(tmp_path / "approvals.db", clock)
     assert [asked.id for asked in again.all("approved")] == [id]
-    assert again.redeem(id, "claude", QUESTION).people == "alice"
+    assert again.redeem(id, "claude", DIGEST).people == ("alice",)
     assert (tmp_path / "approvals.db").stat().st_mode & 0o777 == 0o600
 
 
@@ -147,7 +180,7 @@ def test_of_many_that_race_one_redeems(store: ApprovalStore) -> None:
     def race() -> None:
         begin.wait()
         try:
-            won.append(store.redeem(id, "claude", QUESTION))
+            won.append(store.redeem(id, "claude", DIGEST))
         except GatewayError as error:
             lost.append(error.code)
 

@@ -47,7 +47,7 @@ def systemmanager(
     return done
 
 
-def at_a_terminal(folder: Path, words: Sequence[str], answer: str) -> tuple[int, str]:
+def at_a_terminal(folder: Path, words: Sequence[str], answer: str, **settings: str) -> tuple[int, str]:
     """Run a command with a terminal on all three streams, type `answer`, and give exit status and screen."""
     process, terminal = pty.fork()
     if process == 0:
@@ -55,7 +55,7 @@ def at_a_terminal(folder: Path, words: Sequence[str], answer: str) -> tuple[int,
         os.execve(
             sys.executable,
             [sys.executable, "-m", "systemmanager", *words],
-            environment(folder, TERM="xterm", SYSTEMMANAGER_TARGETS_CONFIG="targets.yaml"),
+            environment(folder, TERM="xterm", SYSTEMMANAGER_TARGETS_CONFIG="targets.yaml", **settings),
         )
     screen = b""
     try:

@@ -85,7 +85,7 @@ def test_the_grants_of_an_explanation_suffice(tmp_path: Path) -> None:
 def test_an_explanation_asks_for_an_approval_where_the_call_would(tmp_path: Path) -> None:
     one = gateway(tmp_path, target("web", "docker"))
     (row,) = explained(one, OPERATOR, "pull_docker_image", {"image_name": "nginx"})["results"]
-    assert row["answer"] == "ask" and "terminal" in row["grant"][0]
+    assert row["answer"] == "ask" and "approvals list" in row["grant"][0]
 
 
 def test_explanations_count_for_no_rate(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from systemmanager.operation import Operation
 from systemmanager.params import Format
 
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+ApprovalId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Selectors = Annotated[list[Selector], Field(max_length=1000)] | Selector
 
 _TARGET = (Selector | None, Field(default=None, description="Id or selector; default local."))
@@ -23,6 +24,7 @@ _TARGETS = (
 _REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
 _DRY_RUN = (bool, Field(default=False, description="Only say whether it may run."))
+_APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
 
 MOST_PROBLEMS = 10
 
@@ -34,6 +36,7 @@ class Shared:
     targets: tuple[str, ...] | None
     format: Format
     dry_run: bool
+    approval_id: str | None = None
 
 
 @cache
@@ -45,7 +48,7 @@ def call_model(operation: Operation) -> type[BaseModel]:
     elif operation.selection == "required":
         shared |= {"targets": _REQUIRED}
     if operation.mutates or operation.access.approval:
-        shared |= {"dry_run": _DRY_RUN}
+        shared |= {"dry_run": _DRY_RUN, "approval_id": _APPROVAL}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
 
 
@@ -70,7 +73,8 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
         raise InvalidArguments(f"{operation.name}: targets is empty", hint="Leave it out, or name at least one.")
     named = targets if isinstance(targets, list) else [targets if targets is not None else target]
     chosen = None if named == [None] else tuple(str(one) for one in named)
-    return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False))
+    rest = {name: getattr(values, name) for name in ("approval_id",) if hasattr(values, name)}
+    return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False), **rest)
 
 
 def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: serve | stdio | check | call | tools | explain | token | audit | schema."""
+"""The command line: serve | stdio | check | call | tools | explain | token | approvals | audit | schema."""
 
 import os
 import sys
@@ -29,7 +29,9 @@ app = App(
 )
 token = App(name="token", help="Bearer tokens for HTTP clients.")
 audit = App(name="audit", help="What was done: read the audit log.")
+approvals = App(name="approvals", help="Calls that wait for a person's yes.")
 app.command(token)
+app.command(approvals)
 app.command(audit)
 
 Words = Annotated[tuple[str, ...], Parameter(show=True)]
@@ -215,6 +217,52 @@ def list_tokens() -> None:
     from systemmanager import commands
 
     commands.minted(settings.read())
+
+
+@approvals.command(name="list")
+def list_approvals(*, all: bool = False) -> None:
+    """The requests that wait, or are approved and not used yet; JSON lines when standard output is no terminal.
+
+    Parameters
+    ----------
+    all
+        Those of the last week, too.
+    """
+    from systemmanager import commands
+
+    commands.approvals(settings.read(), "list", everything=all)
+
+
+@approvals.command
+def show(id: str) -> None:
+    """One request, whole."""
+    from systemmanager import commands
+
+    commands.approvals(settings.read(), "show", id)
+
+
+@approvals.command
+def approve(id: str, *, yes: bool = False) -> None:
+    """Show one request and, after a question, say yes to it: its call may then be made once.
+
+    Parameters
+    ----------
+    id
+        As `approvals list` shows it.
+    yes
+        Without the question.
+    """
+    from systemmanager import commands
+
+    commands.approvals(settings.read(), "approve", id, yes=yes)
+
+
+@approvals.command
+def deny(id: str) -> None:
+    """Say no to one request."""
+    from systemmanager import commands
+
+    commands.approvals(settings.read(), "deny", id)
 
 
 @audit.command

@@ -53,7 +53,7 @@ async def _serve(given: Settings, announce: bool) -> None:
                 terminal.announce(err, url, *_first_token(given, running.state))
 
         try:
-            async with running.gateway.journal.open(serves="http", host=given.host, port=given.port):
+            async with running.open(serves="http", host=given.host, port=given.port):
                 await http.serve(server, running.gateway, given, authentication, ready)
         except OSError as error:
             where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"
@@ -78,7 +78,7 @@ async def _stdio(given: Settings) -> None:
     async with app.running(given) as running:
         server = running.server(app.operator)
         running.reload_on_hangup()
-        async with running.gateway.journal.open(serves="stdio"):
+        async with running.open(serves="stdio"):
             await server_stdio.serve(server)
 
 
@@ -237,14 +237,14 @@ def read_values(tool: str, words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _approve(requests: Sequence[Request], yes: bool) -> str | None:
-    """Ask the person at the terminal; without a terminal only `--yes` counts."""
+    """Ask the person at the terminal; "" is their no. Without a terminal only `--yes` counts."""
     person = f"{requests[0].principal.subject} at the terminal"
     if yes:
         return person
     if not sys.stdin.isatty():
         return None
     terminal.print_question(err, requests)
-    return person if err.input("[bold]Do it? \\[y/N] [/bold]").strip().lower() in ("y", "yes") else None
+    return person if err.input("[bold]Do it? \\[y/N] [/bold]").strip().lower() in ("y", "yes") else ""
 
 
 async def explain(given: Settings, asked: dict[str, Any]) -> int:
@@ -256,6 +256,19 @@ async def explain(given: Settings, asked: dict[str, Any]) -> int:
         reply = await running.gateway.call(app.operator(), "explain_access", asked)
     terminal.print_explanation(out, reply)
     return 0 if reply.ok else 1
+
+
+def approvals(given: Settings, do: str, id: str = "", *, everything: bool = False, yes: bool = False) -> None:
+    """What an operator does with approval requests, by way of the running gateway. Raises `GatewayError`."""
+    from systemmanager.approvals import console
+
+    folder = prepare_state(given).runtime
+    if do == "list":
+        console.list_all(out, folder, everything=everything)
+    elif do == "show":
+        console.show(out, folder, id)
+    else:
+        console.answer(out, folder, id, approve=do == "approve", yes=yes)
 
 
 def audit(given: Settings, filters: Mapping[str, str | None], limit: int) -> None:

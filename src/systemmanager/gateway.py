@@ -8,12 +8,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
 
 from systemmanager import shaping
+from systemmanager.approvals.desk import Approve, Desk, settle
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
     AuditUnavailable,
@@ -40,7 +41,6 @@ from systemmanager.target import Target
 
 Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
 Progress = Callable[[int, int, str], Awaitable[None]]
-Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
 _Decided = tuple[Call, list[Request], list[Decision]]
 
 GLOBAL_SLOTS = 256
@@ -58,13 +58,14 @@ class Gateway:
 
     `policy` may be replaced at any time. `open` gives the port that a Permit is for; `root` says whether the gateway
     itself runs as root; `degraded` holds what is wrong with the gateway, by name, for `health_check`; `secrets` are its
-    own, beside the registry's.
+    own, beside the registry's; without a `desk` only `approve` gets a person's yes.
     """
 
     registry: Registry
     open: Opener
     journal: Journal
     policy: Policy = BUILTIN
+    desk: Desk | None = None
     root: bool = False
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
@@ -97,7 +98,7 @@ class Gateway:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
         `progress` is told after each target of many. `approve` is asked for the requests that need a person's yes and
-        answers who said it, or None.
+        answers who said it, "" for a no, or None when nobody is there.
         """
         started = time.perf_counter()
         entry = self._entry(principal, tool, arguments)
@@ -203,9 +204,7 @@ class Gateway:
         decisions = [_decide(request) for request in requests]
         if any(decision.permit is not None or decision.against.code != "rate_limited" for decision in decisions):
             self._recent.add(call.principal.subject, requests[0].access.risk)
-        if approve is not None and not call.shared.dry_run:
-            return await _ask(requests, decisions, approve)
-        return requests, decisions
+        return await settle(self.desk, call, requests, decisions, _decide, approve)
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 
@@ -363,20 +362,6 @@ def _decide(request: Request) -> Decision:
         log.exception("a policy rule failed", tool=request.operation.name, target=request.target.id)
         failed = Verdict("gate", Answer.DENY, "a policy rule failed on this call; nothing ran", InternalError.code)
         return Decision((failed,), None)
-
-
-async def _ask(
-    requests: list[Request], decisions: list[Decision], approve: Approve
-) -> tuple[list[Request], list[Decision]]:
-    """Ask a person for what the gate answered `Ask`; the gate then decides again, on everything."""
-    pairs = zip(requests, decisions, strict=True)
-    waiting = [request for request, decision in pairs if decision.answer is Answer.ASK]
-    person = await approve(waiting) if waiting else None
-    if not person:
-        return requests, decisions
-    ids = {request.target.id for request in waiting}
-    asked = [replace(one, approved_by=person) if one.target.id in ids else one for one in requests]
-    return asked, [_decide(request) for request in asked]
 
 
 async def contained(work: Awaitable[T], what: str, *expected: type[Exception]) -> T:

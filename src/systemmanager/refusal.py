@@ -3,6 +3,7 @@
 from typing import Any
 
 from systemmanager.errors import (
+    ApprovalRefused,
     ApprovalRequired,
     Denied,
     InternalError,
@@ -28,7 +29,10 @@ def refusal(decision: Decision) -> TargetError:
     if against.code == InternalError.code:
         return InternalError(against.reason)
     if against.answer is Answer.ASK:
-        return ApprovalRequired(against.reason, hint=against.fix)
+        details = dict(against.details) if against.details else None
+        return ApprovalRequired(against.reason, hint=f"{against.fix}." if against.fix else None, details=details)
+    if against.code == ApprovalRefused.code:
+        return ApprovalRefused(against.reason, hint=against.fix, retryable=against.retryable)
     lead = "" if against.retryable else "It would need "
     hint = f"{lead}{against.fix}." if against.fix else None
     return Denied(against.reason, code=against.code, hint=hint, retryable=against.retryable)

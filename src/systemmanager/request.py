@@ -59,7 +59,7 @@ class Request:
     the target lacks to be used. `granted` are the principal's grants that hold on this target; `root` says that the
     target is reached as root already. `neighbours` are names and addresses of all targets that any grant of the
     principal holds on: diagnostics may reach those.
-    `approved_by` names the person who said yes to exactly this call, if one did.
+    `approvers` are the people who said yes to exactly this call.
     """
 
     call_id: str
@@ -74,8 +74,13 @@ class Request:
     load: Load = field(default_factory=Load)
     root: bool = False
     neighbours: frozenset[str] = frozenset()
-    approved_by: str | None = None
+    approvers: tuple[str, ...] = ()
     dry_run: bool = False
+
+    @property
+    def approved_by(self) -> str | None:
+        """Who said yes, for the record."""
+        return " and ".join(self.approvers) or None
 
 
 class Answer(StrEnum):
@@ -86,7 +91,8 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One rule's answer. `fix` is the smallest change that would turn a Deny or Ask into an Allow."""
+    """One rule's answer. `fix` is the smallest change that would turn a Deny or Ask into an Allow; `details` are for a
+    program that reads the answer."""
 
     rule: str
     answer: Answer
@@ -94,6 +100,7 @@ class Verdict:
     code: str = "denied"
     fix: str | None = None
     retryable: bool = False
+    details: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,11 +267,11 @@ def test_rate(risk: Risk, limit: int) -> None:
 
 @pytest.mark.parametrize(
     ("needed", "by", "answer"),
-    [(False, None, ALLOW), (True, "Ann", ALLOW), (True, None, ASK), (True, "", ASK)],
-    ids=["not needed", "given", "not given", "by nobody"],
+    [(False, (), ALLOW), (True, ("Ann",), ALLOW), (True, (), ASK)],
+    ids=["not needed", "given", "not given"],
 )
-def test_approval(needed: bool, by: str | None, answer: Answer) -> None:
-    assert judged("approval", request(replace(READ, approval=needed), approved_by=by)).answer is answer
+def test_approval(needed: bool, by: tuple[str, ...], answer: Answer) -> None:
+    assert judged("approval", request(replace(READ, approval=needed), approvers=by)).answer is answer
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------

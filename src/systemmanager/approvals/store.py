@@ -1,7 +1,8 @@
 """Approval requests and their answers, in SQLite, so that they survive a restart and are redeemed once.
 
 A request is bound to the SHA-256 of everything that was asked (`digest`): who, which tool, on which targets, with which
-arguments, under which policy and registry. A yes for one digest is no yes for another.
+arguments, under which policy and registry. A yes for one digest is no yes for another. What is kept and shown is the
+redacted question: the store holds no secret.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from systemmanager.approvals.people import same
 from systemmanager.errors import ApprovalRefused, NotFound
 from systemmanager.statefile import StateFile
 
@@ -52,7 +54,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One approval request as it stands. `question` is all that was asked; times in seconds since 1970."""
+    """One approval request as it stands. `question` is all that was asked, redacted; times in seconds since 1970."""
 
     id: str
     digest: str
@@ -66,9 +68,18 @@ class Asked:
     state: State
 
     @property
-    def people(self) -> str:
+    def refuser(self) -> str:
+        """Who said no; "" when nobody did."""
+        return next((answer.person for answer in self.answers if not answer.approved), "")
+
+    @property
+    def people(self) -> tuple[str, ...]:
         """Who said yes."""
-        return " and ".join(answer.person for answer in self.answers if answer.approved)
+        return tuple(answer.person for answer in self.answers if answer.approved)
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"there is no approval {id[:40]!r}", hint="systemmanager approvals list shows them.")
 
 
 def digest_of(question: Mapping[str, Any]) -> str:
@@ -81,25 +92,43 @@ class ApprovalStore:
     """All requests of one gateway. Every method is one transaction; several processes may share the file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._file, self._clock = StateFile(path, VERSION, _SCHEMA), clock
+        self._file, self.clock = StateFile(path, VERSION, _SCHEMA), clock
 
-    def ask(self, subject: str, tool: str, question: Mapping[str, Any], needed: int = 1) -> Asked:
-        """The open request for exactly this question, made when there is none. Raises `ApprovalRefused` on a flood."""
-        digest, now = digest_of(question), self._clock()
+    def ask(
+        self,
+        subject: str,
+        tool: str,
+        question: Mapping[str, Any],
+        digest: str,
+        *,
+        needed: int = 1,
+        lifetime: float = LIFETIME,
+    ) -> tuple[Asked, bool]:
+        """The open request for exactly this digest, and whether it was made just now.
+
+        Raises `ApprovalRefused` on a flood, and for what somebody has said no to: who asks again wears people down.
+        """
+        now = self.clock()
         with self._file.transaction() as database:
             rows = database.execute(
                 "SELECT id FROM request WHERE subject = ? AND used IS NULL AND expires > ?", (subject, now)
             )
             open_ones = [self._read(database, id) for (id,) in rows.fetchall()]
             for asked in open_ones:
-                if asked.digest == digest and asked.state in ("pending", "approved"):
-                    return asked
+                if asked.digest == digest and asked.state == "denied":
+                    raise ApprovalRefused(
+                        f"{asked.refuser} has said no to this call; it is not asked again for a while"
+                    )
+                if asked.digest == digest:
+                    return asked, False
             if sum(asked.state == "pending" for asked in open_ones) >= MOST_PENDING:
-                raise ApprovalRefused(f"{MOST_PENDING} approval requests of {subject!r} are waiting already")
+                raise ApprovalRefused(
+                    f"{MOST_PENDING} approval requests of {subject!r} are waiting already", retryable=True
+                )
             id = secrets.token_hex(8)
-            values = (id, digest, subject, tool, json.dumps(question), needed, now, now + LIFETIME)
+            values = (id, digest, subject, tool, json.dumps(question), needed, now, now + lifetime)
             database.execute("INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
-            return self._read(database, id)
+            return self._read(database, id), True
 
     def answer(self, id: str, person: str, approved: bool, channel: str, *, digest: str | None = None) -> Asked:
         """Write down one person's answer.
@@ -110,28 +139,36 @@ class ApprovalStore:
             asked = self._read(database, id)
             if asked.state != "pending":
                 raise ApprovalRefused(f"approval {id} is {asked.state} already")
-            if person == asked.subject:
+            if same(person, asked.subject):
                 raise ApprovalRefused(f"{person!r} asked for {id} and can't answer it")
             if digest is not None and digest != asked.digest:
                 raise ApprovalRefused(f"the answer to {id} is for another digest")
-            if any(given.person == person for given in asked.answers):
+            if any(same(given.person, person) for given in asked.answers):
                 raise ApprovalRefused(f"{person!r} has answered {id} already; it needs {asked.needed} different people")
-            values = (id, person, int(approved), channel, self._clock())
+            values = (id, person, int(approved), channel, self.clock())
             database.execute("INSERT INTO answer VALUES (?, ?, ?, ?, ?)", values)
             return self._read(database, id)
 
-    def redeem(self, id: str, subject: str, question: Mapping[str, Any]) -> Asked:
-        """Use an approval up, for exactly the call it was given for. Raises `ApprovalRefused` in every other case."""
+    def redeem(self, id: str, subject: str, digest: str) -> Asked:
+        """Use an approval up, for exactly the call it was given for; a pending one is answered as it is.
+
+        Raises `ApprovalRefused` in every other case, `NotFound` for another's.
+        """
         with self._file.transaction() as database:
             asked = self._read(database, id)
             if asked.subject != subject:
-                raise NotFound(f"there is no approval {id!r}")
-            if asked.digest != digest_of(question):
-                raise ApprovalRefused(f"approval {id} is for another call, or policy or targets have changed since")
+                raise _unknown(id)
+            if asked.digest != digest:
+                raise ApprovalRefused(
+                    f"approval {id} is for another call, or policy or targets have changed since",
+                    hint="Call without approval_id to ask anew.",
+                )
+            if asked.state == "pending":
+                return asked
             if asked.state != "approved":
-                raise ApprovalRefused(f"approval {id} is {asked.state}", retryable=asked.state == "pending")
-            database.execute("UPDATE request SET used = ? WHERE id = ?", (self._clock(), id))
-            return asked
+                raise ApprovalRefused(f"approval {id} is {asked.state}")
+            database.execute("UPDATE request SET used = ? WHERE id = ?", (self.clock(), id))
+            return self._read(database, id)
 
     def get(self, id: str) -> Asked:
         with self._file.transaction() as database:
@@ -140,7 +177,7 @@ class ApprovalStore:
     def all(self, state: State | None = None) -> list[Asked]:
         """Requests, oldest first; those that ended long ago are forgotten."""
         with self._file.transaction() as database:
-            old = (self._clock() - KEPT,)
+            old = (self.clock() - KEPT,)
             database.execute("DELETE FROM answer WHERE request IN (SELECT id FROM request WHERE expires < ?)", old)
             database.execute("DELETE FROM request WHERE expires < ?", old)
             ids = database.execute("SELECT id FROM request ORDER BY created, id").fetchall()
@@ -150,7 +187,7 @@ class ApprovalStore:
     def _read(self, database: sqlite3.Connection, id: str) -> Asked:
         row = database.execute("SELECT * FROM request WHERE id = ?", (id,)).fetchone()
         if row is None:
-            raise NotFound(f"there is no approval {id[:40]!r}", hint="systemmanager approvals list shows them.")
+            raise _unknown(id)
         _, digest, subject, tool, question, needed, created, expires, used = row
         answers = tuple(
             Given(person, bool(approved), channel)
@@ -166,6 +203,6 @@ class ApprovalStore:
             return "used"
         if any(not given.approved for given in answers):
             return "denied"
-        if self._clock() >= expires:
+        if self.clock() >= expires:
             return "expired"
         return "approved" if len(answers) >= needed else "pending"

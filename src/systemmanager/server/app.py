@@ -5,10 +5,10 @@ import os
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from fastmcp import FastMCP
@@ -16,6 +16,9 @@ from fastmcp.server.dependencies import get_access_token
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import __version__, policyfile, registry
+from systemmanager.approvals import operators
+from systemmanager.approvals.desk import Desk
+from systemmanager.approvals.store import ApprovalStore
 from systemmanager.audit.log import AuditLog
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.executors import Executors, Surroundings
@@ -82,6 +85,20 @@ class Running:
         server = build(self.gateway, caller)
         self.changes = Changes(server)
         return server
+
+    @asynccontextmanager
+    async def open(self, **details: Any) -> AsyncIterator[None]:
+        """Be there for clients and operators; start and stop are on record."""
+        desk, degraded = self.gateway.desk, self.gateway.degraded
+        assert desk is not None
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.gateway.journal.open(**details))
+            try:
+                await stack.enter_async_context(operators.listening(desk, self.state.runtime))
+            except OSError as error:
+                degraded["approvals"] = f"operators can't answer: {error.strerror or error}"
+                log.error("operators can't answer approval requests", error=str(error))
+            yield
 
     async def reload(self) -> None:
         """Read policy.yaml and targets.yaml again: a good file replaces the old one whole; a bad one is logged, and
@@ -176,9 +193,19 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 root=os.geteuid() == 0,
                 secrets=frozenset(state.secrets(settings)),
             )
+            gateway.desk = Desk(approvals_of(state), gateway.journal)
             yield Running(gateway, executors, settings, state)
     finally:
         audit.close()
+
+
+def approvals_of(state: State) -> ApprovalStore:
+    """The approval requests. Raises `ConfigError`."""
+    path = state.folder / "approvals.sqlite"
+    try:
+        return ApprovalStore(path)
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigError([Problem(str(path), f"can't be used: {error}")]) from None
 
 
 def keys_of(settings: Settings, state: State) -> Keys:

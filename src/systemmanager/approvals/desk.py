@@ -1,0 +1,195 @@
+"""The desk: where calls that need a person's yes are asked about, answered, and let through once."""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import structlog
+
+from systemmanager.approvals.question import Question, question_of
+from systemmanager.approvals.store import ApprovalStore, Asked
+from systemmanager.errors import ApprovalRefused, GatewayError, NotFound
+from systemmanager.journal import Call, Journal
+from systemmanager.request import Answer, Decision, Request, Verdict
+
+Judge = Callable[[Request], Decision]
+Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
+Settled = tuple[list[Request], list[Decision]]
+
+T = TypeVar("T")
+
+log = structlog.get_logger("systemmanager")
+
+
+async def settle(
+    desk: "Desk | None",
+    call: Call,
+    requests: list[Request],
+    decisions: list[Decision],
+    judge: Judge,
+    approve: Approve | None,
+) -> Settled:
+    """What becomes of a call: with a yes it goes on, else it is held and told how to get one.
+
+    `approve` asks whoever sits at the gateway's terminal; "" is their no, and then nobody else is asked. A call that
+    does not ask, or does only a dry run, is left as it is.
+    """
+    if call.shared.dry_run or not _asks(decisions):
+        return requests, decisions
+    if approve is not None:
+        person = await approve(
+            [one for one, said in zip(requests, decisions, strict=True) if said.answer is Answer.ASK]
+        )
+        if person == "":
+            return requests, decisions
+        if person:
+            requests, decisions = _approved(requests, decisions, (person,), judge)
+    if desk is None or not _asks(decisions):
+        return requests, decisions
+    return await desk.settle(call, requests, decisions, judge)
+
+
+def _asks(decisions: Sequence[Decision]) -> bool:
+    return any(decision.answer is Answer.ASK for decision in decisions)
+
+
+def _approved(
+    requests: Sequence[Request], decisions: Sequence[Decision], people: tuple[str, ...], judge: Judge
+) -> Settled:
+    """The gate's word on a call that people said yes to. It decides on everything again: a yes is no right."""
+    pairs = zip(requests, decisions, strict=True)
+    asked = [replace(one, approvers=people) if decision.answer is Answer.ASK else one for one, decision in pairs]
+    return asked, [judge(request) for request in asked]
+
+
+def _held(decisions: Sequence[Decision], verdict: Verdict) -> list[Decision]:
+    """The decisions while a person is asked: nothing of the call runs, so that it is not done twice in part."""
+    return [one if one.answer is Answer.DENY else _against(one, verdict) for one in decisions]
+
+
+def _against(decision: Decision, verdict: Verdict) -> Decision:
+    others = (one for one in decision.verdicts if one.answer is Answer.ALLOW and one.rule != verdict.rule)
+    return Decision((*others, verdict), None)
+
+
+@dataclass
+class Desk:
+    """All that a gateway knows of approvals. Its methods raise `ApprovalRefused`, and `NotFound` for an unknown id."""
+
+    store: ApprovalStore
+    journal: Journal
+    channels: tuple[str, ...] = ("operator",)
+    _answered: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    async def settle(self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge) -> Settled:
+        """What becomes of a call that needs a yes."""
+        try:
+            question = question_of(call, requests)
+            if call.shared.approval_id is None:
+                asked = await self._ask(call, question)
+            else:
+                asked = await self._redeem(call, call.shared.approval_id, question)
+        except GatewayError as error:
+            return requests, _held(decisions, _refused(error))
+        except (sqlite3.Error, OSError) as error:
+            log.error("approvals can't be read or written", error=str(error))
+            broken = ApprovalRefused("approvals can't be read or written now", retryable=True)
+            return requests, _held(decisions, _refused(broken))
+        if asked.state == "used":
+            return _approved(requests, decisions, asked.people, judge)
+        reason = next(decision.against.reason for decision in decisions if decision.answer is Answer.ASK)
+        return requests, _held(decisions, self._required(asked, reason))
+
+    async def _ask(self, call: Call, question: Question) -> Asked:
+        asked, made = await asyncio.to_thread(
+            self.store.ask,
+            call.principal.subject,
+            call.operation.name,
+            question.shown,
+            question.digest,
+            needed=question.needed,
+        )
+        if made:
+            log.info("a call waits for an approval", approval_id=asked.id, tool=asked.tool, subject=asked.subject)
+            await self._event("approval ask", asked, asked.subject, call_id=call.id)
+        return asked
+
+    async def _redeem(self, call: Call, id: str, question: Question) -> Asked:
+        """The used-up approval, or the pending one. Every other is refused."""
+        subject = call.principal.subject
+        try:
+            asked = await asyncio.to_thread(self.store.redeem, id, subject, question.digest)
+        except (ApprovalRefused, NotFound) as error:
+            await self.journal.event("approval refused", {"id": id[:40], "why": error.message}, subject)
+            raise
+        if asked.state == "used":
+            await self._event("approval use", asked, subject, call_id=call.id)
+        return asked
+
+    def _required(self, asked: Asked, reason: str) -> Verdict:
+        left = max(0, round(asked.expires - self.store.clock()))
+        details: dict[str, Any] = {
+            "approval_id": asked.id,
+            "state": asked.state,
+            "expires_in": left,
+            "needed": asked.needed,
+        }
+        if asked.state == "approved":
+            how = f"It is approved: call again, unchanged, with approval_id={asked.id}"
+        else:
+            who = "the person" if asked.needed == 1 else f"{asked.needed} people"
+            how = (
+                f"Tell {who}: systemmanager approvals approve {asked.id}. "
+                f"Then call again, unchanged, with approval_id={asked.id}"
+            )
+            details["channels"] = list(self.channels)
+        return Verdict("approval", Answer.ASK, reason, "approval_required", how, details=details)
+
+    # --- The side of those who answer -----------------------------------------------------------------------------
+
+    async def answer(self, id: str, person: str, approved: bool, channel: str, *, digest: str | None = None) -> Asked:
+        """Take one person's answer, and write it down."""
+        try:
+            asked = await asyncio.to_thread(self.store.answer, id, person, approved, channel, digest=digest)
+        except ApprovalRefused as error:
+            details = {"id": id[:40], "channel": channel, "approved": approved, "why": error.message}
+            await self.journal.event("approval answer refused", details, person)
+            raise
+        await self._event("approval yes" if approved else "approval no", asked, person, channel=channel)
+        return asked
+
+    async def get(self, id: str) -> Asked:
+        return await asyncio.to_thread(self.store.get, id)
+
+    async def all(self) -> list[Asked]:
+        return await asyncio.to_thread(self.store.all)
+
+    async def _event(self, name: str, asked: Asked, subject: str, **more: Any) -> None:
+        details: dict[str, Any] = {
+            "id": asked.id,
+            "tool": asked.tool,
+            "asked_by": asked.subject,
+            "digest": asked.digest,
+        }
+        details |= {"targets": asked.question.get("targets"), "state": asked.state, **more}
+        await self.journal.event(name, details, subject)
+
+
+def _refused(error: GatewayError) -> Verdict:
+    return Verdict("approval", Answer.DENY, error.message, "approval_refused", error.hint, error.retryable)
+
+
+def plain(asked: Asked) -> Mapping[str, Any]:
+    """An approval request as JSON values, all of it."""
+    return {
+        "id": asked.id,
+        "state": asked.state,
+        "needed": asked.needed,
+        "created": asked.created,
+        "expires": asked.expires,
+        "digest": asked.digest,
+        "question": dict(asked.question),
+        "answers": [{"person": one.person, "approved": one.approved, "channel": one.channel} for one in asked.answers],
+    }
