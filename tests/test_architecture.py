@@ -19,8 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "audit": VOCABULARY | {"audit"},
 }
 HOMES = {
-    **dict.fromkeys(("asyncssh", "docker", "httpcore", "httpx", "psutil", "subprocess"), "executors"),
-    **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "authlib", "joserfc", "uvicorn"), "server"),
+    **dict.fromkeys(("asyncssh", "docker", "httpcore", "psutil", "subprocess"), ("executors",)),
+    **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "authlib", "joserfc", "uvicorn"), ("server",)),
+    "httpx": ("executors", "server"),  # HTTP targets; the issuer and tailscaled, who say who calls
 }
 
 
@@ -59,7 +60,7 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
                 assert part in ALLOWED[own], f"{own} imports {name}"
             assert part != "server" or own in ("server", "commands", "cli"), f"{own} imports {name}"
         elif package in HOMES:
-            assert own == HOMES[package], f"{package} is imported outside {HOMES[package]}"
+            assert own in HOMES[package], f"{package} is imported outside {HOMES[package]}"
 
 
 @pytest.mark.parametrize("path", MODULES + sorted(TESTS.rglob("*.py")), ids=str)

@@ -31,7 +31,14 @@ GIVEN: list[tuple[str, str, str, Any]] = [
     ("SYSTEMMANAGER_POLICY_CONFIG", "/etc/policy.yaml", "policy_config", Path("/etc/policy.yaml")),
     ("SYSTEMMANAGER_AUDIT_LOG", "/var/log/a.jsonl", "audit_log", Path("/var/log/a.jsonl")),
     ("SYSTEMMANAGER_STATE_DIR", "/srv/state", "state_dir", Path("/srv/state")),
-    ("SYSTEMMANAGER_AUTH_MODE", "token", "auth_mode", "token"),
+    ("SYSTEMMANAGER_AUTH_MODE", "token", "auth_modes", ("token",)),
+    ("SYSTEMMANAGER_AUTH_MODE", "token, token", "auth_modes", ("token",)),
+    ("SYSTEMMANAGER_OIDC_ISSUER", "https://id.test/a/", "oidc_issuer", "https://id.test/a/"),
+    ("SYSTEMMANAGER_OIDC_ISSUER", "http://[::1]:9/", "oidc_issuer", "http://[::1]:9/"),
+    ("TSIDP_URL", "https://idp.tail.ts.net", "oidc_issuer", "https://idp.tail.ts.net"),
+    ("SYSTEMMANAGER_OIDC_CLIENT_ID", "c", "oidc_client_id", "c"),
+    ("TSIDP_CLIENT_ID", "c", "oidc_client_id", "c"),
+    ("SYSTEMMANAGER_OIDC_SUBJECT_CLAIM", "username", "oidc_subject_claim", "username"),
     ("SYSTEMMANAGER_REQUIRE_AUTH", "True", "require_auth", True),
     ("SYSTEMMANAGER_BASE_URL", "http://g.ts.net:8080/", "base_url", "http://g.ts.net:8080"),
     ("SYSTEMMANAGER_ALLOWED_HOSTS", "a, b,", "allowed_hosts", ("a", "b")),
@@ -48,11 +55,47 @@ def test_each_variable_is_read(variable: str, value: str, field: str, wanted: An
 
 
 def test_each_variable_has_a_row_in_this_table() -> None:
-    rows = {variable for variable, *_ in GIVEN} | {
-        "SYSTEMMANAGER_SHARED_SECRET",
-        "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS",
-    }
+    secret = {"SYSTEMMANAGER_SHARED_SECRET", "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS", "SYSTEMMANAGER_OIDC_CLIENT_SECRET"}
+    rows = {variable for variable, *_ in GIVEN if not variable.startswith("TSIDP_")} | secret
     assert rows == {str(field.alias) for field in Settings.model_fields.values()}
+
+
+OIDC = {
+    "SYSTEMMANAGER_AUTH_MODE": "token,oidc",
+    "SYSTEMMANAGER_BASE_URL": "https://gateway.test",
+    "TSIDP_URL": "https://idp.test",
+    "TSIDP_CLIENT_ID": "gateway",
+    "TSIDP_CLIENT_SECRET": "s3cret",
+}
+
+
+def test_a_mode_with_all_its_settings_starts() -> None:
+    given = read(**OIDC)
+    assert given.auth_modes == ("token", "oidc") and given.oidc_client_secret is not None
+
+
+LACKING = {
+    "TSIDP_URL": "SYSTEMMANAGER_OIDC_ISSUER: is missing (TSIDP_URL)",
+    "SYSTEMMANAGER_BASE_URL": "SYSTEMMANAGER_BASE_URL: is missing",
+    "TSIDP_CLIENT_ID": "SYSTEMMANAGER_OIDC_CLIENT_ID: is missing",
+    "TSIDP_CLIENT_SECRET": "SYSTEMMANAGER_OIDC_CLIENT_SECRET: is missing",
+}
+
+
+@pytest.mark.parametrize("variable", LACKING)
+def test_a_mode_that_lacks_a_setting_does_not_start(variable: str) -> None:
+    said = refused(**{name: value for name, value in OIDC.items() if name != variable})
+    assert said.startswith(LACKING[variable]) and "s3cret" not in said
+
+
+def test_two_names_of_one_setting_that_differ_are_refused() -> None:
+    assert "TSIDP_URL: differs" in refused(**OIDC, SYSTEMMANAGER_OIDC_ISSUER="https://other.test")
+
+
+def test_the_client_s_secret_comes_from_a_credential_too(tmp_path: Path) -> None:
+    (tmp_path / "TSIDP_CLIENT_SECRET").write_text("from-a-file\n")
+    given = read(**{**OIDC, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert given.oidc_client_secret is not None and given.oidc_client_secret.get_secret_value() == "from-a-file"
 
 
 WRONG: dict[str, tuple[str, str, str]] = {
@@ -60,6 +103,13 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "port too large": ("MCP_PORT", "70000", "MCP_PORT: "),
     "level": ("LOG_LEVEL", "LOUD", "LOG_LEVEL: "),
     "mode": ("SYSTEMMANAGER_AUTH_MODE", "none", "SYSTEMMANAGER_AUTH_MODE: "),
+    "one mode of two": ("SYSTEMMANAGER_AUTH_MODE", "token,none", "SYSTEMMANAGER_AUTH_MODE: "),
+    "no mode": ("SYSTEMMANAGER_AUTH_MODE", " , ", "SYSTEMMANAGER_AUTH_MODE: names no mode"),
+    "issuer in the clear": ("SYSTEMMANAGER_OIDC_ISSUER", "http://idp.test", "SYSTEMMANAGER_OIDC_ISSUER: must be"),
+    "issuer with a query": ("SYSTEMMANAGER_OIDC_ISSUER", "https://idp.test?x=1", "SYSTEMMANAGER_OIDC_ISSUER: "),
+    "issuer with a password": ("TSIDP_URL", "https://a:b@idp.test", "SYSTEMMANAGER_OIDC_ISSUER: "),
+    "issuer without a host": ("TSIDP_URL", "https://", "SYSTEMMANAGER_OIDC_ISSUER: "),
+    "subject claim": ("SYSTEMMANAGER_OIDC_SUBJECT_CLAIM", "a b", "SYSTEMMANAGER_OIDC_SUBJECT_CLAIM: "),
     "no authentication": ("SYSTEMMANAGER_REQUIRE_AUTH", "false", "SYSTEMMANAGER_REQUIRE_AUTH: must be true"),
     "0": ("SYSTEMMANAGER_REQUIRE_AUTH", "0", "SYSTEMMANAGER_REQUIRE_AUTH: must be true"),
     "base URL": ("SYSTEMMANAGER_BASE_URL", "gateway:8080", "SYSTEMMANAGER_BASE_URL: "),

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -39,8 +39,10 @@ def serve(given: Settings, *, announce: bool) -> None:
 async def _serve(given: Settings, announce: bool) -> None:
     from systemmanager.server import app, http
 
-    async with app.running(given) as running:
-        authentication = app.authentication(given, running.state)
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(app.running(given))
+        modes = app.authentication(given, running.state, running.gateway.degraded)
+        authentication = await stack.enter_async_context(modes)
         server = running.server(app.caller_of(running.gateway))
         running.reload_on_hangup()
 
@@ -49,7 +51,7 @@ async def _serve(given: Settings, announce: bool) -> None:
             logs.log.info(
                 "ready", url=url, targets=len(running.gateway.registry.targets), audit=str(running.state.audit_log)
             )
-            if announce:
+            if announce and authentication.tokens is not None:
                 terminal.announce(err, url, *_first_token(given, running.state))
 
         try:

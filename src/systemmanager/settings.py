@@ -55,13 +55,35 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_STATE_DIR",
         description="State folder; default systemd's STATE_DIRECTORY, then the XDG state folder.",
     )
-    auth_mode: Literal["token"] = Field(
-        default="token", alias="SYSTEMMANAGER_AUTH_MODE", description="How HTTP clients prove who they are: token."
+    auth_modes: tuple[Literal["token", "oidc"], ...] = Field(
+        default=("token",),
+        alias="SYSTEMMANAGER_AUTH_MODE",
+        description="How HTTP clients prove who they are, by comma: token, oidc.",
     )
     require_auth: Literal[True] = Field(
         default=True,
         alias="SYSTEMMANAGER_REQUIRE_AUTH",
         description="true; HTTP without authentication is not offered.",
+    )
+    oidc_issuer: str | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_OIDC_ISSUER",
+        description="The issuer of access tokens, to the letter as its metadata names it. Also TSIDP_URL.",
+    )
+    oidc_client_id: str | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_OIDC_CLIENT_ID",
+        description="The gateway's own client at the issuer, which may ask about opaque tokens. Also TSIDP_CLIENT_ID.",
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_OIDC_CLIENT_SECRET",
+        description="That client's secret. Also TSIDP_CLIENT_SECRET.",
+    )
+    oidc_subject_claim: Annotated[str, Field(pattern=r"^[A-Za-z0-9_:/.-]{1,100}$")] = Field(
+        default="sub",
+        alias="SYSTEMMANAGER_OIDC_SUBJECT_CLAIM",
+        description="The claim that names a person in policy.yaml, such as username for tsidp; sub gives oidc:<sub>.",
     )
     base_url: str | None = Field(
         default=None,
@@ -82,7 +104,7 @@ class Settings(BaseModel):
         default=8080, alias="MCP_PORT", description="Port that `serve` listens on; 0 takes a free one."
     )
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "auth_modes", mode="before")
     @classmethod
     def _by_comma(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -109,12 +131,40 @@ class Settings(BaseModel):
             raise ValueError("must look like http://gateway.tailnet.ts.net:8080")
         return value.rstrip("/")
 
+    @field_validator("auth_modes")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no mode: HTTP is not served without authentication")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is not None and not trusted_url(value):
+            raise ValueError("must be an https:// address (http:// on loopback only), without query and fragment")
+        return value
+
     @field_validator("shared_secret", "previous_secret")
     @classmethod
     def _strong(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and (why := weakness(value.get_secret_value())):
             raise ValueError(f"{why}; make one with: openssl rand -base64 48")
         return value
+
+
+def trusted_url(url: str) -> bool:
+    """Whether what an address answers can be relied upon: https, or this machine itself."""
+    try:
+        parts = urlsplit(url)
+        safe = parts.scheme == "https" or (
+            parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+        )
+        return (
+            safe and bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment or parts.username)
+        )
+    except ValueError:
+        return False
 
 
 def weakness(secret: str) -> str | None:
@@ -131,21 +181,27 @@ def weakness(secret: str) -> str | None:
 
 _VARIABLES = {str(field.alias): name for name, field in Settings.model_fields.items()}
 _SECRETS = {str(field.alias) for field in Settings.model_fields.values() if field.annotation == SecretStr | None}
+_ALSO = {
+    "TSIDP_URL": "SYSTEMMANAGER_OIDC_ISSUER",
+    "TSIDP_CLIENT_ID": "SYSTEMMANAGER_OIDC_CLIENT_ID",
+    "TSIDP_CLIENT_SECRET": "SYSTEMMANAGER_OIDC_CLIENT_SECRET",
+}
+"""Other names of variables: those of Tailscale's tsidp."""
+
 _OF_THE_TESTS = {"SYSTEMMANAGER_TEST_REQUIRE"}
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of this process. Raises `ConfigError` naming each wrong variable; values are not repeated."""
     given = os.environ if environment is None else environment
-    values = {name: given[name] for name in _VARIABLES if given.get(name)}
-    for name in _SECRETS if given.get("CREDENTIALS_DIRECTORY") else ():
-        credential = Path(given["CREDENTIALS_DIRECTORY"], name)
-        try:
-            if credential.is_file():
-                values[name] = credential.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError([Problem(str(credential), "can't be read as text")]) from None
+    values = {_ALSO.get(name, name): given[name] for name in (*_ALSO, *_VARIABLES) if given.get(name)}
+    values |= _credentials(given.get("CREDENTIALS_DIRECTORY"))
     problems = [
+        Problem(name, f"differs from {also}: give one of them")
+        for name, also in _ALSO.items()
+        if given.get(name) and given.get(also, given[name]) != given[name]
+    ]
+    problems += [
         Problem(
             name,
             f"unknown setting; did you mean {near[0]}?" if (near := nearest(name, _VARIABLES)) else "unknown setting",
@@ -162,9 +218,39 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             Problem(str((*one["loc"], "settings")[0]), one["msg"].removeprefix("Value error, ")) for one in details
         ]
         raise ConfigError(problems) from None
-    if problems:
+    if problems := problems or _lacking(settings):
         raise ConfigError(problems)
     return settings
+
+
+def _credentials(folder: str | None) -> dict[str, str]:
+    """Secrets that systemd hands over as files."""
+    found: dict[str, str] = {}
+    for name in sorted(_SECRETS | _ALSO.keys()) if folder else ():
+        credential = Path(folder or "", name)
+        try:
+            if credential.is_file():
+                found[_ALSO.get(name, name)] = credential.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError([Problem(str(credential), "can't be read as text")]) from None
+    return found
+
+
+def _lacking(settings: Settings) -> list[Problem]:
+    """What the chosen modes can't do without."""
+    wanted: dict[str, bool] = {}
+    if "oidc" in settings.auth_modes:
+        wanted["SYSTEMMANAGER_OIDC_ISSUER"] = settings.oidc_issuer is not None
+        wanted["SYSTEMMANAGER_BASE_URL"] = settings.base_url is not None
+        client, secret = settings.oidc_client_id is not None, settings.oidc_client_secret is not None
+        wanted["SYSTEMMANAGER_OIDC_CLIENT_ID"] = client or not secret
+        wanted["SYSTEMMANAGER_OIDC_CLIENT_SECRET"] = secret or not client
+    also = {known: f" ({other})" for other, known in _ALSO.items()}
+    return [
+        Problem(name, f"is missing{also.get(name, '')}: SYSTEMMANAGER_AUTH_MODE has oidc")
+        for name, there in wanted.items()
+        if not there
+    ]
 
 
 def _default_state(given: Mapping[str, str]) -> str:

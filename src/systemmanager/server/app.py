@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import structlog
 from fastmcp import FastMCP
 from fastmcp.server.dependencies import get_access_token
@@ -27,9 +28,12 @@ from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
+from systemmanager.server.auth import issuer
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens
 from systemmanager.server.auth.identity import principal_of
 from systemmanager.server.auth.ledger import Ledger
+from systemmanager.server.auth.oidc import Oidc
+from systemmanager.server.auth.resource import Resource
 from systemmanager.server.auth.tokens import Keys
 from systemmanager.server.changes import Changes
 from systemmanager.server.guard import Guard, GuardedServer
@@ -222,9 +226,28 @@ def ledger_of(state: State) -> Ledger:
         raise ConfigError([Problem(str(path), f"can't be used: {error}")]) from None
 
 
-def authentication(settings: Settings, state: State) -> Authentication:
-    """How HTTP clients prove who they are. Raises `ConfigError`."""
-    return Authentication(Tokens(keys_of(settings, state), ledger_of(state)))
+@asynccontextmanager
+async def authentication(settings: Settings, state: State, degraded: dict[str, str]) -> AsyncIterator[Authentication]:
+    """How HTTP clients prove who they are, by every mode that is switched on. Raises `ConfigError`."""
+    modes = Authentication()
+    if "token" in settings.auth_modes:
+        modes.tokens = Tokens(keys_of(settings, state), ledger_of(state))
+    async with AsyncExitStack() as stack:
+        if "oidc" in settings.auth_modes:
+            client = await stack.enter_async_context(issuer.client())
+            modes.issuer, modes.resource = oidc_of(settings, client, degraded)
+            stack.push_async_callback(modes.issuer.close)
+        yield modes
+
+
+def oidc_of(settings: Settings, client: httpx.AsyncClient, degraded: dict[str, str]) -> tuple[Oidc, Resource]:
+    """The verifier of an issuer's tokens, and what leads a client to one."""
+    secret, id = settings.oidc_client_secret, settings.oidc_client_id
+    assert settings.oidc_issuer is not None and settings.base_url is not None
+    own = None if secret is None or id is None else (id, secret.get_secret_value())
+    resource = Resource(settings.base_url, settings.oidc_issuer)
+    asked = issuer.Issuer(settings.oidc_issuer, client, own, degraded)
+    return Oidc(asked, resource.audiences, client_id=id, subject_claim=settings.oidc_subject_claim), resource
 
 
 def build(gateway: Gateway, caller: Caller) -> FastMCP:

@@ -15,6 +15,8 @@ from starlette.types import Scope
 
 from systemmanager.server.auth.identity import Identity, Missing, Refused
 from systemmanager.server.auth.ledger import Ledger
+from systemmanager.server.auth.oidc import Oidc
+from systemmanager.server.auth.resource import Resource
 from systemmanager.server.auth.tokens import BadToken, Keys, verify
 
 MOST_REMEMBERED = 4096
@@ -65,13 +67,6 @@ class Tokens:
             raise Refused(f"token {identity.id} of {identity.subject!r} is revoked")
 
 
-class Issuer(Protocol):
-    """Who verifies the tokens of somebody else."""
-
-    async def identify(self, token: str) -> tuple[Identity, float]:
-        """The identity, and until when it may be remembered. Raises `Refused`."""
-
-
 class Tailnet(Protocol):
     """Who names the peer of a connection."""
 
@@ -84,7 +79,8 @@ class Authentication:
     """The modes that are switched on. A request with a bearer token is judged by that token and by nothing else."""
 
     tokens: Tokens | None = None
-    issuer: Issuer | None = None
+    issuer: Oidc | None = None
+    resource: Resource | None = None
     tailnet: Tailnet | None = None
     clock: Callable[[], float] = time.time
     _remembered: OrderedDict[bytes, tuple[AuthenticatedUser, Identity, float]] = field(default_factory=OrderedDict)

@@ -21,36 +21,44 @@ class Door:
         self._app, self._authentication, self._journal = app, authentication, journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN):
-            await self._app(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] == GUARDED:
+            try:
+                scope["user"] = await self._authentication.user(scope)
+            except Refused as refused:
+                self._journal.refused_credential(peer(scope), str(refused))
+                await self._challenge(refused)(scope, receive, send)
+                return
+        elif scope["type"] == "http" and scope["path"] not in OPEN:
+            await self._elsewhere(scope)(scope, receive, send)
             return
-        if scope["type"] != "http":
-            return
-        if scope["path"] != GUARDED:
-            await _error(404, "not_found", "there is nothing here")(scope, receive, send)
-            return
-        try:
-            scope["user"] = await self._authentication.user(scope)
-        except Refused as refused:
-            self._journal.refused_credential(peer(scope), str(refused))
-            await _challenge(refused)(scope, receive, send)
+        elif scope["type"] not in ("http", "lifespan"):
             return
         await self._app(scope, receive, send)
+
+    def _elsewhere(self, scope: Scope) -> Response:
+        """The metadata that leads a client to a token, when there is an issuer; else nothing."""
+        resource = self._authentication.resource
+        document = resource.documents.get(scope["path"]) if resource is not None else None
+        if document is None:
+            return _error(404, "not_found", "there is nothing here")
+        if scope["method"] not in ("GET", "HEAD"):
+            return _error(405, "method_not_allowed", "GET only", {"Allow": "GET, HEAD"})
+        return JSONResponse(document, headers={"Cache-Control": "max-age=300"})
+
+    def _challenge(self, refused: Refused) -> Response:
+        """401 (RFC 6750, section 3): `error` only where a credential was given; never why it is no good."""
+        missing, resource = isinstance(refused, Missing), self._authentication.resource
+        parts = [] if missing else ['error="invalid_token"']
+        parts += resource.challenge if resource is not None else []
+        message = "this needs a bearer token" if missing else "the credential is not accepted"
+        header = " ".join(["Bearer", ", ".join(parts)]).strip()
+        return _error(401, "unauthorized", message, {"WWW-Authenticate": header})
 
 
 def peer(scope: Scope) -> str:
     """Where a request comes from, as the audit log names it."""
     client = scope.get("client")
-    return client[0] if client else "unix socket"
-
-
-def _challenge(refused: Refused) -> Response:
-    """401 (RFC 6750, section 3): `error` only where a credential was given; never why it is no good."""
-    missing = isinstance(refused, Missing)
-    parts = [] if missing else ['error="invalid_token"']
-    message = "this needs a bearer token" if missing else "the credential is not accepted"
-    header = " ".join(["Bearer", ", ".join(parts)]).strip()
-    return _error(401, "unauthorized", message, {"WWW-Authenticate": header})
+    return str(client[0]) if client else "unknown"
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
