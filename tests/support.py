@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +11,16 @@ from pydantic import TypeAdapter
 
 import systemmanager.operations  # noqa: F401
 from systemmanager.audit.log import AuditLog, query
+from systemmanager.errors import NameNotResolved
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished
 from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal
+from systemmanager.operation import CATALOGUE
+from systemmanager.policy.gate import decide
 from systemmanager.ports import Output
 from systemmanager.registry import Registry
-from systemmanager.request import Grant, Permit, Principal
+from systemmanager.request import Grant, Permit, Principal, Request
 from systemmanager.scopes import expand
 from systemmanager.target import Target
 
@@ -122,6 +125,16 @@ def records(tmp_path: Path) -> list[dict[str, Any]]:
     return list(reversed(list(query(tmp_path / "audit.jsonl"))))
 
 
+def permitted(tool: str, where: Target, arguments: Mapping[str, Any] | None = None, **fields: Any) -> Permit:
+    """A Permit as the gate makes it for the operator; `fields` are those of the Request."""
+    operation = CATALOGUE[tool]
+    access, given = operation.access, arguments or {}
+    asked = Request("test", OPERATOR, operation, access, given, where, granted=OPERATOR.grants, **fields)
+    decision = decide(replace(asked, approved_by="the test"))
+    assert decision.permit is not None, decision.against
+    return decision.permit
+
+
 @dataclass
 class FakeShell:
     """A Shell (and Network) whose commands answer from a script; an unexpected command fails the test."""
@@ -148,6 +161,11 @@ class FakeShell:
         raise AssertionError(
             f"unexpected command {argv!r}; expected one of {[reply['argv'] for reply in self.replies]}"
         )
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        if host.endswith(".invalid"):
+            raise NameNotResolved(f"{host!r} can't be resolved")
+        return [host]
 
 
 def fake_gateway(tmp_path: Path, port: Callable[[Permit, str], Any], *targets: Target, **fields: Any) -> Gateway:

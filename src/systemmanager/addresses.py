@@ -248,7 +248,9 @@ def refused(
     """
     address = unmapped(address)
     name = None if name is None else plain(name)
-    kind, home = (Kind.LOOPBACK, ipaddress.ip_network(address)) if own else (kind_of(address), _home(address))
+    kind, home = kind_of(address), _home(address)
+    if own and kind < Kind.LOOPBACK:
+        kind, home = Kind.LOOPBACK, ipaddress.ip_network(address)
     listed = entries(hosts) if hosts is not None else (Entry(name="*"),)
     if any(entry.opens(address, name, kind, home) for entry in listed):
         return None

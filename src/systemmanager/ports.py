@@ -210,7 +210,14 @@ class HttpAnswer:
 
 
 class Network(Shell, Protocol):
-    """Connections that start at the target, beside its shell."""
+    """Connections that start at the target, beside its shell. Hosts that it may not reach are `Denied`."""
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        """Addresses of a host as the target resolves it, each one judged: what a program may be given in its place.
+
+        Raises `NameNotResolved`.
+        """
+        ...
 
     async def connect(self, host: str, port: int, timeout: float) -> "ByteStream":
         """Open a TCP connection from the target.

@@ -10,20 +10,15 @@ import uvloop
 from systemmanager.errors import InvalidArguments, NameNotResolved, Unsupported
 from systemmanager.executors.local_network import LocalNetwork
 from systemmanager.operation import CATALOGUE
-from systemmanager.policy.gate import decide
-from systemmanager.request import Permit, Request
+from systemmanager.request import Permit
 from tests.real.sites import resolver
-from tests.support import OPERATOR, FakeShell, run, target
+from tests.support import FakeShell, permitted, run, target
 
 LOOKUP: Any = CATALOGUE["dns_lookup"]
 
 
 def permit() -> Permit:
-    """A Permit as the gate makes it."""
-    arguments = {"domain": "web.test", "record_type": "A"}
-    decision = decide(Request("test", OPERATOR, LOOKUP, LOOKUP.access, arguments, target(), granted=OPERATOR.grants))
-    assert decision.permit is not None
-    return decision.permit
+    return permitted("dns_lookup", target(), {"domain": "web.test", "record_type": "A"})
 
 
 def look_up(tmp_path: Path, domain: str, record_type: str = "A", *, mood: str = "") -> tuple[Any, list[str]]:
@@ -158,9 +153,7 @@ def test_dig_joins_the_pieces_of_a_text_and_tells_an_unknown_name() -> None:
 def test_without_dig_getent_is_asked_for_addresses() -> None:
     missing = {"argv": DIG.format("A", "web.test.").split(), "status": 127, "stderr": "dig: not found"}
     text = "192.0.2.10      STREAM web.test\n192.0.2.10      DGRAM  \n192.0.2.9       STREAM \n"
-    found = through_programs(
-        [missing, {"argv": ["getent", "ahostsv4", "--", "web.test"], "stdout": text}], "web.test", "A"
-    )
+    found = through_programs([missing, {"argv": ["getent", "ahostsv4", "web.test"], "stdout": text}], "web.test", "A")
     assert found.method == "getent" and [record.value for record in found.records] == ["192.0.2.10", "192.0.2.9"]
 
 

@@ -11,12 +11,11 @@ import pytest
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.operation import CATALOGUE
 from systemmanager.operations.diagnostics import by_tcp
-from systemmanager.policy.gate import decide
-from systemmanager.request import Permit, Request
+from systemmanager.request import Permit
 from systemmanager.target import Target
 from tests.real.openssh import SshServer, SshServers
 from tests.real.sites import Pki, closed_port, filtered_port, http_site, resolver, silent, tcp_site
-from tests.support import OPERATOR, call, run
+from tests.support import call, permitted, run
 
 pytestmark = pytest.mark.ssh
 
@@ -98,12 +97,7 @@ class At:
 
 
 def permit(target: Target) -> Permit:
-    operation = CATALOGUE["dns_lookup"]
-    decision = decide(
-        Request("test", OPERATOR, operation, operation.access, {"domain": "web.test"}, target, granted=OPERATOR.grants)
-    )
-    assert decision.permit is not None
-    return decision.permit
+    return permitted("dns_lookup", target, {"domain": "web.test"})
 
 
 def test_names_are_asked_at_the_targets_resolver_by_tcp(tmp_path: Path, ssh_server: SshServer) -> None:

@@ -14,13 +14,11 @@ from pydantic import ValidationError
 from systemmanager.errors import GatewayError
 from systemmanager.executors import Surroundings
 from systemmanager.executors.http import HttpApi, HttpExecutor, below_base
-from systemmanager.operation import CATALOGUE
-from systemmanager.policy.gate import decide
 from systemmanager.ports import HttpAnswer
-from systemmanager.request import Permit, Request
+from systemmanager.request import Permit
 from systemmanager.target import Target
 from tests.real.sites import Pki, closed_port, http_site, silent, tcp_site
-from tests.support import OPERATOR, call, run, target
+from tests.support import call, permitted, run, target
 
 SECRET = "s3cret-of-the-api"
 BEARER = {"type": "bearer", "token": SECRET}
@@ -36,10 +34,7 @@ def health(tmp_path: Path, one: Target) -> dict[str, Any]:
 
 
 def permit(one: Target) -> Permit:
-    operation = CATALOGUE["health_check"]
-    decision = decide(Request("test", OPERATOR, operation, operation.access, {}, one, granted=OPERATOR.grants))
-    assert decision.permit is not None
-    return decision.permit
+    return permitted("health_check", one)
 
 
 def request(one: Target, path: str, method: str = "GET") -> HttpAnswer:

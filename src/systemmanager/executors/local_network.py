@@ -8,32 +8,33 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteStream, SocketStream
+from anyio.abc import ByteStream
 
+from systemmanager.addresses import Address
 from systemmanager.errors import DeadlineExceeded, NameNotResolved, Unreachable, Unsupported
+from systemmanager.executors.egress import Egress, Resolve
 from systemmanager.executors.local import LocalShell
 from systemmanager.executors.vantage import DNS_PORT, Vantage, resolvers, timed_out
 from systemmanager.request import Permit
-
-HEAD_START = 0.25
-"""Seconds that one address of a host gets before the next one is tried beside it (RFC 8305)."""
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
 
 class LocalNetwork(LocalShell, Vantage):
-    def __init__(self, permit: Permit, resolv_conf: Path = RESOLV_CONF, dns_port: int = DNS_PORT) -> None:
+    def __init__(
+        self, permit: Permit, resolv_conf: Path = RESOLV_CONF, dns_port: int = DNS_PORT, resolve: Resolve | None = None
+    ) -> None:
         super().__init__(permit)
+        self.egress = Egress(permit, resolve or resolved, own=is_own)
         self._resolv_conf = resolv_conf
         self.dns_port = dns_port
 
-    async def connect(self, host: str, port: int, timeout: float) -> ByteStream:
+    async def dial(self, address: str, port: int, host: str) -> ByteStream:
         try:
-            with anyio.fail_after(timeout):
-                return await _first_of(await addresses(host), host, port)
-        except TimeoutError as error:
-            raise timed_out(host, port, timeout) from error
+            return await anyio.connect_tcp(address, port)
+        except OSError as error:
+            raise _unreachable(host, port, error.__cause__ or error) from error
 
     async def nameservers(self) -> Sequence[str]:
         try:
@@ -54,7 +55,7 @@ class LocalNetwork(LocalShell, Vantage):
     async def echo(self, host: str, count: int) -> Sequence[float | None]:
         import icmplib  # type: ignore[import-untyped]  # ships no types
 
-        address = (await addresses(host))[0]
+        address = (await self.egress.addresses(host))[0]
         try:
             seen = await icmplib.async_ping(address, count=count, interval=0.5, timeout=1, privileged=False)
         except icmplib.SocketPermissionError as error:
@@ -67,7 +68,7 @@ class LocalNetwork(LocalShell, Vantage):
         return [*seen.rtts, *[None] * (count - len(seen.rtts))]
 
 
-async def addresses(host: str) -> list[str]:
+async def resolved(host: str) -> list[str]:
     """Addresses of a host as this machine resolves it, families taking turns. Raises `NameNotResolved`."""
     loop = asyncio.get_running_loop()
     try:
@@ -81,54 +82,30 @@ async def addresses(host: str) -> list[str]:
     return list(dict.fromkeys([*turns, *first, *other]))
 
 
-async def _first_of(candidates: Sequence[str], host: str, port: int) -> ByteStream:
-    """A connection to the address that answers first, each next one tried a little later."""
-    failures: list[BaseException] = []
-    won: list[SocketStream] = []
-
-    async def attempt(address: str, ended: anyio.Event) -> None:
-        try:
-            stream = await anyio.connect_tcp(address, port)
-        except OSError as error:
-            failures.append(error.__cause__ or error)
-        else:
-            won.append(stream)
-            group.cancel_scope.cancel()
-        finally:
-            ended.set()
-
+def is_own(address: Address) -> bool:
+    """Whether an address is this machine's. Connecting a UDP socket sends nothing, but chooses where it would start."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
-        async with anyio.create_task_group() as group:
-            for address in candidates:
-                ended = anyio.Event()
-                group.start_soon(attempt, address, ended)
-                with anyio.move_on_after(HEAD_START):
-                    await ended.wait()
-    except asyncio.CancelledError:
-        for stream in won:
-            await anyio.aclose_forcefully(stream)
-        raise
-    for late in won[1:]:
-        await anyio.aclose_forcefully(late)
-    if not won:
-        raise _unreachable(host, port, failures)
-    return won[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))
+            return bool(probe.getsockname()[0] == str(address))
+    except OSError:
+        return False
 
 
-def _unreachable(host: str, port: int, failures: Sequence[BaseException]) -> Unreachable | DeadlineExceeded:
-    numbers = {getattr(failure, "errno", None) for failure in failures}
-    if errno.ECONNREFUSED in numbers:
+def _unreachable(host: str, port: int, failure: BaseException) -> Unreachable | DeadlineExceeded:
+    number = getattr(failure, "errno", None)
+    if number == errno.ECONNREFUSED:
         return Unreachable(
             f"{host} refused the connection to port {port}",
             hint="Nothing listens there, or a firewall rejects it.",
             details={"reason": "refused"},
         )
-    if errno.ETIMEDOUT in numbers:
+    if number == errno.ETIMEDOUT:
         return timed_out(host, port)
-    if numbers & set(_NO_ROUTE):
+    if number in _NO_ROUTE:
         return Unreachable(f"there is no route to {host}", details={"reason": "no_route"})
-    said = next((str(failure) for failure in failures), "no address")
-    return Unreachable(f"{host} can't be reached on port {port}: {said}", details={"reason": "failed"})
+    return Unreachable(f"{host} can't be reached on port {port}: {failure}", details={"reason": "failed"})
 
 
 async def _datagram(server: str, port: int, query: bytes) -> bytes:

@@ -240,7 +240,7 @@ class SshFiles:
     async def _names(self, sftp: Sftp) -> tuple[dict[int, str], dict[int, str]]:
         """Users and groups by number, read once per connection."""
         if "names" not in self._kept.memory:
-            both = [await _small_file(sftp, path) for path in (b"/etc/passwd", b"/etc/group")]
+            both = [await small_file(sftp, path) for path in (b"/etc/passwd", b"/etc/group")]
             self._kept.memory["names"] = procfs.users(both[0]), procfs.users(both[1])
         found: tuple[dict[int, str], dict[int, str]] = self._kept.memory["names"]
         return found
@@ -289,13 +289,14 @@ async def _link_targets(sftp: Sftp, links: Sequence[bytes]) -> dict[bytes, bytes
     return found
 
 
-async def _small_file(sftp: Sftp, path: bytes) -> str:
+async def small_file(sftp: Sftp, path: bytes) -> str:
+    """A file of the target's system, as far as it is short; nothing where it is missing."""
     try:
         handle = as_string(await sftp.one(open_to_read(path)))
+        replies = await sftp.ask(*(read_from(handle, at * MOST) for at in range(4)))
+        sftp.forget(on_handle(CLOSE, handle))
     except Failed:
         return ""
-    replies = await sftp.ask(*(read_from(handle, at * MOST) for at in range(4)))
-    sftp.forget(on_handle(CLOSE, handle))
     return b"".join(as_string(reply[1]) for reply in replies if not isinstance(reply, Failed)).decode(errors="replace")
 
 

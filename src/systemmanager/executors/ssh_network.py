@@ -8,12 +8,14 @@ import anyio
 import asyncssh
 from anyio.abc import ByteStream
 
+from systemmanager.addresses import parse
+from systemmanager.executors.egress import Egress
 from systemmanager.executors.ssh_connections import Kept
 from systemmanager.executors.ssh_dial import channel_refused
-from systemmanager.executors.ssh_files import sftp_of
-from systemmanager.executors.ssh_sftp import CLOSE, Failed, as_string, on_handle, open_to_read, read_from
+from systemmanager.executors.ssh_files import sftp_of, small_file
+from systemmanager.executors.ssh_resolve import resolved
 from systemmanager.executors.ssh_shell import SshShell
-from systemmanager.executors.vantage import Vantage, resolvers, timed_out
+from systemmanager.executors.vantage import DNS_PORT, Vantage, resolvers
 from systemmanager.request import Permit
 
 _HELD = 256 * 1024
@@ -126,18 +128,21 @@ class _Session(asyncssh.SSHTCPSession[bytes]):
 
 
 class SshNetwork(SshShell, Vantage):
-    def __init__(self, permit: Permit, kept: Kept) -> None:
+    def __init__(self, permit: Permit, kept: Kept, dns_port: int = DNS_PORT) -> None:
         super().__init__(permit, kept)
+        self.dns_port = dns_port
+        self._own = parse(str(kept.connection.get_extra_info("peername", ("",))[0]))
+        self.egress = Egress(permit, self._resolved, own=lambda address: address == self._own)
 
-    async def connect(self, host: str, port: int, timeout: float) -> ByteStream:
+    async def _resolved(self, host: str) -> list[str]:
+        return await resolved(self.run, self._kept, self.ask, host)
+
+    async def dial(self, address: str, port: int, host: str) -> ByteStream:
         stream = ChannelStream()
         try:
-            async with asyncio.timeout(timeout):
-                await self._kept.open(
-                    lambda: self._kept.connection.create_connection(lambda: _Session(stream), host, port)
-                )
-        except TimeoutError as error:
-            raise timed_out(host, port, timeout) from error
+            await self._kept.open(
+                lambda: self._kept.connection.create_connection(lambda: _Session(stream), address, port)
+            )
         except asyncssh.ChannelOpenError as error:
             if self._kept.gone:
                 raise self._kept.lost() from error
@@ -145,11 +150,4 @@ class SshNetwork(SshShell, Vantage):
         return stream
 
     async def nameservers(self) -> Sequence[str]:
-        sftp = await sftp_of(self._kept)
-        try:
-            handle = as_string(await sftp.one(open_to_read(b"/etc/resolv.conf")))
-            text = as_string(await sftp.one(read_from(handle, 0))).decode(errors="replace")
-            sftp.forget(on_handle(CLOSE, handle))
-        except Failed:
-            text = ""
-        return resolvers(text)
+        return resolvers(await small_file(await sftp_of(self._kept), b"/etc/resolv.conf"))

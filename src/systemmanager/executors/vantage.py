@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import anyio
 from anyio.abc import ByteStream
 
-from systemmanager.errors import DeadlineExceeded, Unreachable, Unsupported
+from systemmanager.errors import DeadlineExceeded, NameNotResolved, Unreachable, Unsupported
+from systemmanager.executors.egress import Egress, first_of
 from systemmanager.ports import HttpAnswer
 from systemmanager.request import Permit
 
@@ -14,21 +15,44 @@ DNS_PORT = 53
 
 
 class Vantage(ABC):
-    """All of the Network port that follows from `connect`. A subclass adds `connect`, `nameservers` and its shell."""
+    """All of the Network port that follows from `dial`. A subclass adds that, `nameservers` and its shell.
+
+    `egress` judges what the caller asks for; name servers are the target's own choice and are not judged.
+    """
 
     dns_port = DNS_PORT
+    egress: Egress
 
     def __init__(self, permit: Permit) -> None:
         self._permit = permit
 
     @abstractmethod
-    async def connect(self, host: str, port: int, timeout: float) -> ByteStream: ...
+    async def dial(self, address: str, port: int, host: str) -> ByteStream:
+        """Connect to one address; `host` is what it is called in errors. Raises `TargetError`."""
+
+    @abstractmethod
+    async def nameservers(self) -> Sequence[str]: ...
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        return await self.egress.addresses(host)
+
+    async def connect(self, host: str, port: int, timeout: float) -> ByteStream:
+        self.egress.check(port)
+        found: Sequence[str] = ()
+        try:
+            with anyio.fail_after(timeout):
+                found = await self.egress.addresses(host)
+                return await first_of(found, lambda address: self.dial(address, port, host), anyio.aclose_forcefully)
+        except TimeoutError as error:
+            if not found:
+                raise NameNotResolved(f"{host!r} was not resolved within {timeout:g} s") from error
+            raise timed_out(host, port, timeout) from error
 
     async def ask(self, server: str, query: bytes, timeout: float) -> bytes:
         """DNS over TCP, which needs nothing but a connection."""
         try:
             with anyio.fail_after(timeout):
-                async with await self.connect(server, self.dns_port, timeout) as stream:
+                async with await self.dial(server, self.dns_port, server) as stream:
                     await stream.send(len(query).to_bytes(2, "big") + query)
                     size = int.from_bytes(await _exactly(stream, 2), "big")
                     return await _exactly(stream, size)

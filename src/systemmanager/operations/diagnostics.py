@@ -12,8 +12,8 @@ from systemmanager.errors import (
     CommandFailed,
     CommandMissing,
     DeadlineExceeded,
+    Denied,
     InvalidArguments,
-    NameNotResolved,
     TargetError,
     Unreachable,
     UnreadableOutput,
@@ -31,10 +31,6 @@ KNOCK_PORTS = (443, 80, 22)
 
 AT_ONCE = 16
 """Ports tried at a time."""
-
-UNKNOWN_NAME = re.compile(
-    r"not known|No address associated|bad address|unknown host|failure in name resolution|Name does not resolve", re.I
-)
 
 Milliseconds = Annotated[float, Field(description="Milliseconds.")]
 
@@ -68,20 +64,19 @@ async def ping_host(
     network: Network, host: Hostname, count: Annotated[int, Field(ge=1, le=20), NotBoolean] = 4
 ) -> Ping:
     """Ping a host from the target: loss and latency. Falls back to TCP where ICMP is not possible, and says so."""
+    address = (await network.addresses(host))[0]
     try:
-        return await _by_program(network, host, count)
+        return await _by_program(network, host, address, count)
     except (CommandMissing, CommandFailed, UnreadableOutput) as error:
         why = error.message
     try:
-        return _ping(host, "icmp-unprivileged", await network.echo(host, count), note=why)
+        return _ping(host, "icmp-unprivileged", await network.echo(address, count), note=why)
     except (Unsupported, Unreachable) as error:
         return await by_tcp(network, host, count, f"{why}; {error.message}")
 
 
-async def _by_program(network: Network, host: str, count: int) -> Ping:
-    output = await network.run("ping", "-n", "-c", str(count), "-W", "2", "--", host, check=False)
-    if UNKNOWN_NAME.search(output.stderr):
-        raise NameNotResolved(f"{host!r} can't be resolved on the target")
+async def _by_program(network: Network, host: str, address: str, count: int) -> Ping:
+    output = await network.run("ping", "-n", "-c", str(count), "-W", "2", "--", address, check=False)
     if (
         re.search(r"unreachable|No route to host|Invalid argument", output.stderr)
         and "transmitted" not in output.stdout
@@ -144,17 +139,25 @@ def _ping(
 
 
 async def by_tcp(network: Network, host: str, count: int, why: str) -> Ping:
-    """Connects in place of echoes: an answer and a refusal both show that the host is there."""
+    """Connects in place of echoes: an answer and a refusal both show that the host is there.
+
+    Ports that the target may not reach are left out; that none is left is `Denied`.
+    """
+    tried: list[str] = []
     for port in KNOCK_PORTS:
         try:
             first = await knock(network, host, port, KNOCK)
         except Unsupported as error:
             raise Unsupported(f"{why}; {error.message}", hint=error.hint) from error
+        except Denied as error:
+            if error.code != "port_not_allowed" or (port == KNOCK_PORTS[-1] and not tried):
+                raise
+            continue
         if first.state in ("open", "closed"):
             break
+        tried.append(str(port))
     else:
-        tried = ", ".join(map(str, KNOCK_PORTS))
-        return _ping(host, "tcp", [None] * count, note=f"{why}; no answer on TCP {tried}")
+        return _ping(host, "tcp", [None] * count, note=f"{why}; no answer on TCP {', '.join(tried)}")
     probes = [first, *[await knock(network, host, port, KNOCK) for _ in range(count - 1)]]
     times = [probe.ms if probe.state in ("open", "closed") else None for probe in probes]
     return _ping(host, "tcp", times, port=port, note=why)

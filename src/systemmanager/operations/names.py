@@ -145,7 +145,7 @@ async def _by_program(network: Network, domain: str, record_type: str, why: Unsu
         if record_type not in ("A", "AAAA", "PTR"):
             raise Unsupported(f"{why.message}; {error.message}", hint="Install dig there.") from error
     argv = ("hosts",) if record_type == "PTR" else ("ahostsv4",) if record_type == "A" else ("ahostsv6",)
-    output = await network.run("getent", *argv, "--", domain, check=False)
+    output = await network.run("getent", *argv, domain, check=False)  # no `--`: musl's would look it up
     if output.status not in (0, 2):
         raise UnreadableOutput(f"getent ended with exit status {output.status}")
     values = parse_getent(output.stdout, record_type)

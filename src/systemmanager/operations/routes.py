@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from systemmanager.errors import CommandFailed, CommandMissing, NameNotResolved, UnreadableOutput
+from systemmanager.errors import CommandFailed, CommandMissing, UnreadableOutput
 from systemmanager.operation import Risk, operation
-from systemmanager.operations.diagnostics import UNKNOWN_NAME, by_tcp
+from systemmanager.operations.diagnostics import by_tcp
 from systemmanager.params import Hostname, NotBoolean
 from systemmanager.ports import Network, Result
 
@@ -42,14 +42,13 @@ async def traceroute(
 ) -> Route:
     """The route from the target to a host, hop by hop; only whether TCP reaches it where no program is there."""
     why: list[str] = []
+    address = (await network.addresses(host))[0]
     for argv, parse in (
-        (("traceroute", "-n", "-m", str(max_hops), "-q", "1", "-w", "2", "--", host), parse_traceroute),
-        (("tracepath", "-n", "-m", str(max_hops), "--", host), parse_tracepath),
+        (("traceroute", "-n", "-m", str(max_hops), "-q", "1", "-w", "2", "--", address), parse_traceroute),
+        (("tracepath", "-n", "-m", str(max_hops), "--", address), parse_tracepath),
     ):
         try:
             output = await network.run(*argv, check=False)
-            if UNKNOWN_NAME.search(output.stderr):
-                raise NameNotResolved(f"{host!r} can't be resolved on the target")
             route = parse(host, output.stdout)
             said = output.stderr.strip().splitlines()
             return route if route.hops or not said else route.model_copy(update={"note": said[-1][:200]})
