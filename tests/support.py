@@ -130,7 +130,7 @@ def permitted(tool: str, where: Target, arguments: Mapping[str, Any] | None = No
     operation = CATALOGUE[tool]
     access, given = operation.access, arguments or {}
     asked = Request("test", OPERATOR, operation, access, given, where, granted=OPERATOR.grants, **fields)
-    decision = decide(replace(asked, approved_by="the test"))
+    decision = decide(replace(asked, approvers=("the test",)))
     assert decision.permit is not None, decision.against
     return decision.permit
 

@@ -53,13 +53,17 @@ def until(true: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
 
 @dataclass(eq=False)
 class SshServer:
-    """One sshd: its public `host_key`, the `fingerprint` of it, and `client_key`, a private key that it accepts."""
+    """One sshd: its public `host_key`, the `fingerprint` of it, and `client_key`, a private key that it accepts.
+
+    `before` is a command that starts it, in a namespace of its own perhaps.
+    """
 
     host: str
     port: int
     folder: Path
     client_key: Path
     username: str = "root"
+    before: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,7 +105,7 @@ class SshServer:
         log = self.folder / "log"
         log.write_bytes(b"")
         with log.open("ab") as output:
-            command = [SSHD, "-D", "-e", "-f", str(self.folder / "config")]
+            command = [*self.before, SSHD, "-D", "-e", "-f", str(self.folder / "config")]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         process = self.process
         until(lambda: "Server listening on" in self.log or process.poll() is not None, "sshd listens")
@@ -177,11 +181,18 @@ class SshServers:
         _keygen(self.client_key)
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
 
-    def start(self, *lines: str, username: str = "root", sftp: bool = True, host: str | None = None) -> SshServer:
+    def start(
+        self,
+        *lines: str,
+        username: str = "root",
+        sftp: bool = True,
+        host: str | None = None,
+        before: tuple[str, ...] = (),
+    ) -> SshServer:
         """Start one. `lines` are sshd_config lines that win over the usual ones."""
         folder, usual, _ = self.place()
         host = host or usual
-        server = SshServer(host, 0, folder, self.client_key, username)
+        server = SshServer(host, 0, folder, self.client_key, username, before)
         for attempt in range(5):  # another process may take the port before sshd does
             server.port = _free_port(host)
             (folder / "config").write_text(_config(server, lines, sftp))

@@ -225,7 +225,9 @@ def closed_port() -> int:
 
 # --- DNS --------------------------------------------------------------------------------------------------------------
 
-ZONE = {
+Zone = Mapping[tuple[str, str], list[str] | Callable[[], list[str]]]
+
+ZONE: Zone = {
     ("web.test.", "A"): ["192.0.2.10", "192.0.2.9"],
     ("web.test.", "AAAA"): ["2001:db8::10"],
     ("www.test.", "CNAME"): ["edge.test."],
@@ -246,11 +248,12 @@ class Resolver:
     """A running name server; `asked` are the transports and names of its questions."""
 
     port: int
+    address: str
     asked: list[tuple[str, str]]
     resolv_conf: Path
 
 
-def _reply(wire: bytes, transport: str, mood: str) -> bytes:
+def _reply(wire: bytes, transport: str, mood: str, zone: Zone) -> bytes:
     query = dns.message.from_wire(wire)
     reply = dns.message.make_response(query)
     reply.flags |= dns.flags.RA
@@ -261,7 +264,8 @@ def _reply(wire: bytes, transport: str, mood: str) -> bytes:
         return reply.to_wire()
     while True:
         for wanted in dict.fromkeys((kind, "CNAME")):
-            if texts := ZONE.get((name.to_text().lower(), wanted)):
+            found = zone.get((name.to_text().lower(), wanted), [])
+            if texts := found() if callable(found) else found:
                 reply.answer.append(dns.rrset.from_text_list(name, 300, "IN", wanted, texts))
                 break
         else:
@@ -269,7 +273,7 @@ def _reply(wire: bytes, transport: str, mood: str) -> bytes:
         if wanted == kind:
             break
         name = dns.name.from_text(texts[0])
-    if not reply.answer and not any(known == name.to_text().lower() for known, _ in ZONE):
+    if not reply.answer and not any(known == name.to_text().lower() for known, _ in zone):
         reply.set_rcode(dns.rcode.NXDOMAIN)
     full = reply.to_wire(max_size=65535)
     if transport == "udp" and len(full) > 1232:
@@ -280,10 +284,12 @@ def _reply(wire: bytes, transport: str, mood: str) -> bytes:
 
 
 @contextmanager
-def resolver(folder: Path, *, mood: str = "", address: str = "127.0.0.1") -> Iterator[Resolver]:
-    """A name server for `ZONE` by UDP and TCP on one port. Moods: `servfail`; `mute`, by UDP; `garbage`; `other`,
+def resolver(
+    folder: Path, *, mood: str = "", address: str = "127.0.0.1", zone: Zone = ZONE, port: int = 0
+) -> Iterator[Resolver]:
+    """A name server for `zone` by UDP and TCP on one port. Moods: `servfail`; `mute`, by UDP; `garbage`; `other`,
     which answers another question by UDP."""
-    tcp = socket.create_server((address, 0))
+    tcp = socket.create_server((address, port))
     port = tcp.getsockname()[1]
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind((address, port))
@@ -296,9 +302,9 @@ def resolver(folder: Path, *, mood: str = "", address: str = "127.0.0.1") -> Ite
                 return
             asked.append(("udp", dns.message.from_wire(wire).question[0].name.to_text()))
             if mood == "other":
-                udp.sendto(b"\x00\x00" + _reply(wire, "udp", mood)[2:], client)
+                udp.sendto(b"\x00\x00" + _reply(wire, "udp", mood, zone)[2:], client)
             elif mood != "mute":
-                udp.sendto(b"\x00" * 3 if mood == "garbage" else _reply(wire, "udp", mood), client)
+                udp.sendto(b"\x00" * 3 if mood == "garbage" else _reply(wire, "udp", mood, zone), client)
 
     def by_tcp() -> None:
         while True:
@@ -308,7 +314,7 @@ def resolver(folder: Path, *, mood: str = "", address: str = "127.0.0.1") -> Ite
                     return
                 wire = connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
                 asked.append(("tcp", dns.message.from_wire(wire).question[0].name.to_text()))
-                reply = b"\x01\x02\x03" if mood == "garbage" else _reply(wire, "tcp", mood)
+                reply = b"\x01\x02\x03" if mood == "garbage" else _reply(wire, "tcp", mood, zone)
                 connection.sendall(len(reply).to_bytes(2, "big") + reply)
 
     def stop() -> None:
@@ -317,6 +323,6 @@ def resolver(folder: Path, *, mood: str = "", address: str = "127.0.0.1") -> Ite
             last.sendall(b"\x00\x00")
 
     resolv_conf = folder / f"resolv-{port}.conf"
-    resolv_conf.write_text(f"# made by a test\nsearch lan\nnameserver {address}\n")
+    resolv_conf.write_text(f"# made by a test\nsearch lan\nnameserver {address}\noptions timeout:2 attempts:1\n")
     with tcp, udp, _running(by_tcp, lambda: None), _running(by_udp, stop):
-        yield Resolver(port, asked, resolv_conf)
+        yield Resolver(port, address, asked, resolv_conf)
