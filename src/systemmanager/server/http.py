@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import logging
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from systemmanager.gateway import Gateway
 from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.door import Door
+from systemmanager.server.connections import Connections, Limits, room_for_connections
 from systemmanager.settings import Settings
 
 MAX_BODY = 1024 * 1024
@@ -57,9 +59,19 @@ class BoundedBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        declared, encoding = b"0", b"identity"
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                declared = value
+            elif name == b"content-encoding":
+                encoding = value
         if not declared.isdigit() or int(declared[:20]) > MAX_BODY:
             await _too_large()(scope, receive, send)
+            return
+        if encoding.lower() != b"identity":
+            await _refusal(415, "encoded_body", "send the body as it is, without Content-Encoding")(
+                scope, receive, send
+            )
             return
         received, whole, started, deadline = 0, False, False, time.monotonic() + BODY_WITHIN
 
@@ -244,14 +256,20 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, settings: Settings, patience: Callable[[], int] = lambda: STOP_WITHIN
+    app: ASGIApp,
+    settings: Settings,
+    patience: Callable[[], int] = lambda: STOP_WITHIN,
+    connections: Connections | None = None,
 ) -> AsyncIterator[int]:
     """Serve `app`; gives the port once it is ready to answer. Raises `OSError`.
 
     Leaving it drains and stops: requests in flight get `patience()` seconds.
     """
+    connections = connections or Connections()
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are a line for each bad request
     config = uvicorn.Config(
         app,
+        http=connections.protocol(),
         host=settings.host,
         port=settings.port,
         lifespan="on",
@@ -261,7 +279,6 @@ async def listening(
         proxy_headers=False,
         server_header=False,
         ws="none",
-        limit_concurrency=512,
     )
     server = _Server(config)
     listener = _bind(settings)
@@ -272,7 +289,8 @@ async def listening(
                 await serving
                 raise OSError("the MCP server did not start")
             await asyncio.sleep(0.005)
-        yield listener.getsockname()[1]
+        async with connections.watched():
+            yield listener.getsockname()[1]
     finally:
         config.timeout_graceful_shutdown = patience()
         server.should_exit = True
@@ -317,7 +335,8 @@ async def serve(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, hurry)
     served = http_app(server, gateway, settings, authentication, stop)
-    async with listening(served, settings, lambda: patience) as port:
+    connections = Connections(Limits(most=room_for_connections()))
+    async with listening(served, settings, lambda: patience, connections) as port:
         settle()
         ready(port)
         await stop.wait()
