@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import socket
 import ssl
 import time
 from base64 import b64encode
@@ -20,16 +19,17 @@ from systemmanager.errors import (
     ConnectionLost,
     DeadlineExceeded,
     InvalidArguments,
-    NameNotResolved,
     NotConfigured,
     ServerFailed,
     TargetError,
     TlsFailed,
-    Unreachable,
     UnreadableOutput,
 )
 from systemmanager.executors import Surroundings, unsupported
-from systemmanager.executors.web import AGENT, Content, broken, causes, trusted
+from systemmanager.executors.egress import Egress, Resolve
+from systemmanager.executors.http_wire import JudgedTransport, way_out
+from systemmanager.executors.local_network import is_own, resolved
+from systemmanager.executors.web import AGENT, Content, broken, trusted
 from systemmanager.ports import HttpAnswer
 from systemmanager.request import Permit
 from systemmanager.target import BasicAuth, BearerAuth, HeaderAuth, HttpConnection, HttpTarget, Target
@@ -47,7 +47,8 @@ _LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepal
 _TIMEOUT = httpx.Timeout(SILENCE, connect=CONNECT)
 
 
-Trust = tuple[bool, str | None]
+Trust = tuple[bool, str | None, tuple[str, ...] | None]
+"""How certificates are judged and which hosts are open: calls that differ in it share no connection."""
 
 
 @dataclass
@@ -67,21 +68,22 @@ class _Kept:
 class HttpExecutor:
     """Keeps one client per way of judging certificates; credentials go with each request and are never kept."""
 
-    def __init__(self, _: Surroundings) -> None:
+    def __init__(self, _: Surroundings, resolve: Resolve = resolved) -> None:
+        self._resolve = resolve
         self._kept: dict[Trust, _Kept] = {}
 
     async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> "HttpApi":
         if port not in ("Http", "Probe") or not isinstance(permit.target, HttpTarget):
             raise unsupported(permit, port)
         connection = permit.target.connection
-        trust = (connection.tls_verify, connection.cert_path)
+        trust = (connection.tls_verify, connection.cert_path, permit.target.constraints.hosts)
         if trust not in self._kept:
-            context = await asyncio.to_thread(_context, *trust)
+            context = await asyncio.to_thread(_context, connection.tls_verify, connection.cert_path)
             self._kept.setdefault(trust, _Kept(_client(context)))
         kept = self._kept[trust]
         kept.calls += 1
         stack.push_async_callback(kept.release)
-        return HttpApi(permit.target, kept.client)
+        return HttpApi(permit.target, kept.client, _egress(permit, connection, self._resolve))
 
     async def retire(self, targets: Iterable[Target]) -> None:
         """Certificate files of changed targets are read again."""
@@ -101,15 +103,22 @@ def create(surroundings: Surroundings) -> HttpExecutor:
     return HttpExecutor(surroundings)
 
 
+def _egress(permit: Permit, connection: HttpConnection, resolve: Resolve) -> Egress:
+    """The target's own host is open, loopback and private addresses too: whoever wrote the target meant it. A cloud's
+    metadata service is not, unless it is written as an address."""
+    own = urlsplit(connection.base_url).hostname or ""
+    hosts = permit.target.constraints.hosts
+    return Egress(permit, resolve, own=is_own, hosts=("*", own) if hosts is None else hosts)
+
+
 def _client(context: ssl.SSLContext) -> httpx.AsyncClient:
     """Without the environment's proxies and netrc, without cookies: nothing goes from one target to another."""
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     return httpx.AsyncClient(
-        verify=context,
+        transport=JudgedTransport(context, _LIMITS),
         trust_env=False,
         follow_redirects=False,
         cookies=no_cookies,
-        limits=_LIMITS,
         timeout=_TIMEOUT,
         headers={"User-Agent": AGENT, "Accept-Encoding": "identity"},
     )
@@ -129,8 +138,8 @@ def _context(verify: bool, cert_path: str | None) -> ssl.SSLContext:
 class HttpApi:
     """The Http and the Probe port of one target."""
 
-    def __init__(self, target: HttpTarget, client: httpx.AsyncClient) -> None:
-        self._target, self._client = target, client
+    def __init__(self, target: HttpTarget, client: httpx.AsyncClient, egress: Egress) -> None:
+        self._target, self._client, self._egress = target, client, egress
         self._base = target.connection.base_url
         self._authority = urlsplit(self._base).netloc
 
@@ -171,6 +180,7 @@ class HttpApi:
     async def _once(self, method: str, url: str, started: float) -> HttpAnswer:
         request = self._client.build_request(method, url, headers=_credentials(self._target.connection))
         limit = self._target.constraints.max_output_bytes
+        way_out.set(self._egress)
         try:
             response = await self._sent(request)
             try:
@@ -208,9 +218,9 @@ class HttpApi:
         if isinstance(error, httpx.TimeoutException):
             step = "accept a connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
             return DeadlineExceeded(f"{peer} did not {step} in time", hint="It may be down or overloaded.")
-        if isinstance(error, httpx.ConnectError):
+        if isinstance(error, httpx.ConnectError):  # the connection stands: it is the TLS handshake that failed
             found = broken(error, peer)
-            return found if isinstance(found, TlsFailed) else _not_connected(error, peer)
+            return found if isinstance(found, TlsFailed) else ConnectionLost(f"{peer} closed the connection")
         if isinstance(error, httpx.LocalProtocolError):
             return NotConfigured("the credentials of the target can't be sent as a header: a line break in them?")
         if isinstance(error, httpx.ProtocolError) and not _HUNG_UP.search(str(error)):
@@ -218,15 +228,6 @@ class HttpApi:
                 f"{peer} answered something that is not HTTP", hint="Look at the target's base_url."
             )
         return ConnectionLost(f"{peer} closed the connection")
-
-
-def _not_connected(error: BaseException, peer: str) -> TargetError:
-    behind = list(causes(error))
-    if any(isinstance(one, socket.gaierror) for one in behind):
-        return NameNotResolved(f"the host of {peer} can't be resolved")
-    if any(isinstance(one, ConnectionRefusedError) for one in behind):
-        return Unreachable(f"{peer} refused the connection", hint="Is the server running, and on this port?")
-    return Unreachable(f"{peer} can't be reached", hint="It may be down, or a firewall is in between.")
 
 
 def _origin(url: str) -> tuple[str, str | None, int]:
