@@ -156,6 +156,37 @@ def explain(tool: str, *arguments: str, target: str = "local") -> None:
     sys.exit(asyncio.run(commands.explain(settings.read(), asked)))
 
 
+Target = Annotated[list[str] | None, Parameter(name="--target", negative=())]
+
+
+@app.command
+def freeze(*, writes: bool = False, egress: bool = False, target: Target = None, all: bool = False) -> None:
+    """Stop calls now, those that run included: within a second, until `thaw`, whether the gateway runs or not.
+
+    Parameters
+    ----------
+    writes
+        Calls that change something.
+    egress
+        Network diagnostics and HTTP targets.
+    target
+        Everything on the targets that an id or a selector names; may be given several times.
+    all
+        Everything but health_check, list_targets and explain_access; so it is without any switch.
+    """
+    from systemmanager import commands
+
+    commands.freeze(settings.read(), True, target or [], all=all, writes=writes, egress=egress)
+
+
+@app.command
+def thaw(*, writes: bool = False, egress: bool = False, target: Target = None, all: bool = False) -> None:
+    """Let calls through again: what the switches name, everything without any."""
+    from systemmanager import commands
+
+    commands.freeze(settings.read(), False, target or [], all=all, writes=writes, egress=egress)
+
+
 @token.command
 def mint(*, agent: str, scopes: str = "readonly", ttl: str = "30d", targets: str | None = None) -> None:
     """Make a bearer token. Alone on standard output when that is no terminal.

@@ -14,16 +14,18 @@ from typing import Any
 
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TextColumn
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
-from systemmanager import logs, policyfile, registry, terminal
+from systemmanager import freezing, logs, policyfile, registry, terminal
 from systemmanager.audit.log import AuditLog
 from systemmanager.audit.log import query as query_log
 from systemmanager.audit.record import Record
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Request
+from systemmanager.selectors import selector
 from systemmanager.settings import Settings, State, prepare_state
 
 out = Console(highlight=False, emoji=False)
@@ -194,6 +196,37 @@ def _event(state: State, name: str, details: dict[str, Any]) -> None:
         raise ConfigError([Problem(str(state.audit_log), f"can't be written: {error.strerror}")]) from error
     finally:
         log.close()
+
+
+def freeze(given: Settings, stop: bool, targets: Sequence[str], **switches: bool) -> None:
+    """Freeze or thaw, and say what is frozen then. Raises `ConfigError`, and `UnknownTarget` for a slip of the pen."""
+    state = prepare_state(given)
+    if stop and targets:
+        _known(given, targets)
+    try:
+        left = freezing.change(
+            state.folder, f"local:{os.getuid()}", freeze=stop, targets=tuple(dict.fromkeys(targets)), **switches
+        )
+    except OSError as error:
+        raise ConfigError([Problem(str(state.folder), f"can't be written: {error.strerror}")]) from error
+    if out.is_terminal:
+        out.print(f"[bold]Frozen:[/bold] {escape(left.parts)}" if left.anything else "Nothing is frozen.")
+    else:
+        print(json.dumps(asdict(left)))
+    given_switches = [name for name, one in switches.items() if one]
+    details = {"switches": given_switches, "targets": list(targets), "frozen": left.parts}
+    _event(state, "freeze" if stop else "thaw", details)
+
+
+def _known(given: Settings, expressions: Sequence[str]) -> None:
+    """Raises `UnknownTarget`: who stops a target must not miss it. A registry that can't be read stops nobody."""
+    try:
+        known = registry.load(given.targets_config) if given.targets_config else registry.builtin()
+    except (ConfigError, OSError):
+        for expression in expressions:
+            selector(expression)
+    else:
+        known.select(expressions)
 
 
 async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes: bool, as_json: bool) -> int:

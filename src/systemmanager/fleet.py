@@ -113,13 +113,14 @@ class FleetView:
 
     def health(self) -> Json:
         gateway = self._gateway
-        registry = gateway.registry
+        registry, frozen = gateway.registry, gateway.freezer.now()
+        stopped = {"frozen": f"{frozen.parts} by {frozen.by}; systemmanager thaw ends it"} if frozen.anything else {}
         return {
             "version": __version__,
             "targets": len(registry.targets),
             "registry": {"source": registry.source, "version": registry.version},
             "policy": {"source": gateway.policy.source, "version": gateway.policy.version},
-            "problems": {**gateway.degraded, **{f"target {id}": why for id, why in registry.faults.items()}},
+            "problems": {**stopped, **gateway.degraded, **{f"target {id}": why for id, why in registry.faults.items()}},
         }
 
 

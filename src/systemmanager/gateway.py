@@ -20,6 +20,7 @@ from systemmanager.errors import (
     AuditUnavailable,
     CallError,
     DeadlineExceeded,
+    Denied,
     GatewayError,
     InternalError,
     UnknownTarget,
@@ -27,6 +28,7 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
+from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Entry, Journal
 from systemmanager.load import AllSlots, Recent, Slots
 from systemmanager.operation import CATALOGUE, Operation
@@ -35,7 +37,7 @@ from systemmanager.policyfile import BUILTIN, Policy
 from systemmanager.redaction import Redactor
 from systemmanager.refusal import preview, refusal
 from systemmanager.registry import Registry
-from systemmanager.request import Answer, Decision, Load, Permit, Principal, Request, Verdict
+from systemmanager.request import NOT_FROZEN, Answer, Decision, Load, Permit, Principal, Request, Verdict
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import Target
 
@@ -66,6 +68,7 @@ class Gateway:
     journal: Journal
     policy: Policy = BUILTIN
     desk: Desk | None = None
+    freezer: Freezer = field(default_factory=Freezer)
     root: bool = False
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
@@ -222,9 +225,10 @@ class Gateway:
         access, recent = operation.access_for(arguments), self._recent.counts(principal.subject)
         grants = [(grant, registry.granted(grant)) for grant in principal.grants]
         neighbours = registry.hosts(principal.grants) if operation.port == "Network" else frozenset[str]()
-        found = []
+        found, frozen = [], self.freezer.now()
         for target in targets:
             own = target is gateway_target()
+            via = () if own else registry.route(target)
             request = Request(
                 call_id=call.id if call else "explain",
                 principal=principal,
@@ -232,7 +236,7 @@ class Gateway:
                 access=access,
                 arguments=arguments,
                 target=target,
-                via=() if own else registry.route(target),
+                via=via,
                 fault=None if own else registry.faults.get(target.id),
                 granted=principal.grants if own else tuple(grant for grant, ids in grants if target.id in ids),
                 load=Load(recent, self._slots.running(target.id)),
@@ -240,6 +244,7 @@ class Gateway:
                 if target.executor == "local"
                 else getattr(target.connection, "username", None) == "root",
                 neighbours=neighbours,
+                freeze=frozen.on(target, via) if frozen.anything else NOT_FROZEN,
                 dry_run=call.shared.dry_run if call else False,
             )
             found.append(request)
@@ -280,7 +285,8 @@ class Gateway:
         slots = self._slots.of(request.target)
         slots.running += 1
         try:
-            result.data = await self._within_deadline(call, request.target, decision.permit, slots)
+            with self.freezer.running(request) as run:
+                result.data = await self._within_deadline(call, run, decision.permit, slots)
         except GatewayError as error:
             result.error = call.redactor.value(error.as_dict())
         except asyncio.CancelledError:
@@ -303,18 +309,20 @@ class Gateway:
         log.exception("operation failed by a defect", tool=call.operation.name, target=request.target.id)
         return InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
 
-    async def _within_deadline(self, call: Call, target: Target, permit: Permit, slots: Slots) -> dict[str, Any]:
-        function, opened = call.operation.function, None
+    async def _within_deadline(self, call: Call, run: Run, permit: Permit, slots: Slots) -> dict[str, Any]:
+        function, opened, target = call.operation.function, None, run.request.target
         if target is gateway_target():
             function = call.operation.without_targets or function
             opened = nullcontext(FleetView(self, call.principal))
         try:
-            async with asyncio.timeout(permit.timeout) as deadline, slots.limit, self._global:
+            async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, self._global:
                 async with opened or self.open(permit, call.operation.port) as port:
                     answer = await function(port, **call.arguments)
         except TimeoutError as error:
-            if not deadline.expired():
+            if run.deadline is None or not run.deadline.expired():
                 raise
+            if run.stopped:
+                raise Denied(run.stopped, code="frozen") from error
             raise DeadlineExceeded(
                 f"{target.id!r} did not finish within {permit.timeout:g} s",
                 hint="Ask for less, or raise constraints.timeout of the target.",

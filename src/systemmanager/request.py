@@ -52,6 +52,19 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Freeze:
+    """What an operator has stopped, as it concerns one target; `here` is the selector that stops this one."""
+
+    everything: bool = False
+    writes: bool = False
+    egress: bool = False
+    here: str | None = None
+
+
+NOT_FROZEN = Freeze()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One policy question: may this principal use this operation with these arguments on this target, now?
 
@@ -74,6 +87,7 @@ class Request:
     load: Load = field(default_factory=Load)
     root: bool = False
     neighbours: frozenset[str] = frozenset()
+    freeze: Freeze = NOT_FROZEN
     approvers: tuple[str, ...] = ()
     dry_run: bool = False
 

@@ -23,6 +23,7 @@ from systemmanager.approvals.store import ApprovalStore
 from systemmanager.audit.log import AuditLog
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.executors import Executors, Surroundings
+from systemmanager.freezing import Freezer
 from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
@@ -198,7 +199,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 secrets=frozenset(state.secrets(settings)),
             )
             gateway.desk = Desk(approvals_of(state), gateway.journal)
-            yield Running(gateway, executors, settings, state)
+            gateway.freezer = Freezer(state.folder)
+            watching = asyncio.create_task(gateway.freezer.watch())
+            try:
+                yield Running(gateway, executors, settings, state)
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
     finally:
         audit.close()
 

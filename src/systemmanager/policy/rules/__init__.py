@@ -6,6 +6,7 @@ from systemmanager.policy.rules.ability import ability
 from systemmanager.policy.rules.approval import approval
 from systemmanager.policy.rules.capabilities import capabilities
 from systemmanager.policy.rules.concurrency import concurrency
+from systemmanager.policy.rules.freeze import freeze
 from systemmanager.policy.rules.hosts import hosts
 from systemmanager.policy.rules.images import images
 from systemmanager.policy.rules.paths import paths
@@ -24,6 +25,7 @@ RULES: tuple[Callable[[Request], Verdict], ...] = (
     hosts,
     images,
     sudo,
+    freeze,
     concurrency,
     rate,
     approval,
