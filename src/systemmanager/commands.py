@@ -61,6 +61,7 @@ async def _serve(given: Settings, announce: bool) -> None:
                 await http.serve(server, running.gateway, given, authentication, ready)
         except OSError as error:
             where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"
+            where += f", MCP_SOCKET={given.socket}" if given.socket is not None else ""
             raise ConfigError([Problem(where, f"can't listen there: {error.strerror or error}")]) from error
 
 

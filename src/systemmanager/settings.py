@@ -55,10 +55,10 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_STATE_DIR",
         description="State folder; default systemd's STATE_DIRECTORY, then the XDG state folder.",
     )
-    auth_modes: tuple[Literal["token", "oidc"], ...] = Field(
+    auth_modes: tuple[Literal["token", "oidc", "tailscale"], ...] = Field(
         default=("token",),
         alias="SYSTEMMANAGER_AUTH_MODE",
-        description="How HTTP clients prove who they are, by comma: token, oidc.",
+        description="How HTTP clients prove who they are, by comma: token, oidc, tailscale.",
     )
     require_auth: Literal[True] = Field(
         default=True,
@@ -85,6 +85,17 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_OIDC_SUBJECT_CLAIM",
         description="The claim that names a person in policy.yaml, such as username for tsidp; sub gives oidc:<sub>.",
     )
+    tailscale_socket: Path = Field(
+        default=Path("/var/run/tailscale/tailscaled.sock"),
+        alias="SYSTEMMANAGER_TAILSCALE_SOCKET",
+        description="Path of tailscaled's LocalAPI socket; default /var/run/tailscale/tailscaled.sock.",
+    )
+    tailscale_capability: Annotated[str, Field(pattern=r"^[a-z0-9.-]+\.[a-z]+/cap/[A-Za-z0-9/_.-]+$")] | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_TAILSCALE_CAPABILITY",
+        description="Application capability without which nobody of the tailnet holds a right. Without this setting "
+        "example.com/cap/systemmanager narrows rights where a peer has it.",
+    )
     base_url: str | None = Field(
         default=None,
         alias="SYSTEMMANAGER_BASE_URL",
@@ -102,6 +113,16 @@ class Settings(BaseModel):
     host: str = Field(default="127.0.0.1", alias="MCP_HOST", description="Address that `serve` listens on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8080, alias="MCP_PORT", description="Port that `serve` listens on; 0 takes a free one."
+    )
+    socket: Path | None = Field(
+        default=None,
+        alias="MCP_SOCKET",
+        description="Path of a unix socket that `serve` listens on too; headers of `tailscale serve` count only there.",
+    )
+    proxy_protocol: bool = Field(
+        default=False,
+        alias="MCP_PROXY_PROTOCOL",
+        description="true: connections from loopback must begin with a PROXY header, version 2, that names the client.",
     )
 
     @field_validator("allowed_hosts", "auth_modes", mode="before")

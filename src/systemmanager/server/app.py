@@ -29,7 +29,7 @@ from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
-from systemmanager.server.auth import issuer
+from systemmanager.server.auth import issuer, tailnet
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens
 from systemmanager.server.auth.identity import principal_of
 from systemmanager.server.auth.ledger import Ledger
@@ -244,6 +244,11 @@ async def authentication(settings: Settings, state: State, degraded: dict[str, s
             client = await stack.enter_async_context(issuer.client())
             modes.issuer, modes.resource = oidc_of(settings, client, degraded)
             stack.push_async_callback(modes.issuer.close)
+        if "tailscale" in settings.auth_modes:
+            client = await stack.enter_async_context(tailnet.client(settings.tailscale_socket))
+            path, capability = settings.tailscale_socket, settings.tailscale_capability
+            modes.tailnet = tailnet.Tailnet(path, client, capability, degraded)
+            stack.push_async_callback(modes.tailnet.close)
         yield modes
 
 

@@ -67,7 +67,7 @@ class Connections:
         """From how many addresses connections are open."""
         return len(self._of)
 
-    def protocol(self) -> type[asyncio.Protocol]:
+    def protocol(self) -> type[HttpToolsProtocol]:
         """What uvicorn makes for each connection."""
 
         class Ours(Connection):

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from systemmanager.gateway import Gateway
 from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.door import Door
 from systemmanager.server.connections import Connections, Limits, room_for_connections
+from systemmanager.server.peers import UnixListener, with_peers
 from systemmanager.settings import Settings
 
 MAX_BODY = 1024 * 1024
@@ -244,6 +245,20 @@ class _Server(uvicorn.Server):
     """uvicorn that leaves signals to us (its own handling ends the process before every teardown has run), and that
     waits for what it has cancelled to clean up."""
 
+    def __init__(self, config: uvicorn.Config, local: UnixListener | None) -> None:
+        super().__init__(config)
+        self._local = local
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._local is not None and not self.should_exit:
+            self.servers.append(await self._local.serve(self._connection))  # type: ignore[arg-type]
+
+    def _connection(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
+        return made
+
     @contextmanager
     def capture_signals(self) -> Any:
         yield
@@ -269,7 +284,7 @@ async def listening(
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are a line for each bad request
     config = uvicorn.Config(
         app,
-        http=connections.protocol(),
+        http=with_peers(connections.protocol(), proxied=settings.proxy_protocol),
         host=settings.host,
         port=settings.port,
         lifespan="on",
@@ -280,22 +295,23 @@ async def listening(
         server_header=False,
         ws="none",
     )
-    server = _Server(config)
-    listener = _bind(settings)
-    serving = asyncio.create_task(server.serve([listener]))
-    try:
-        while not server.started:
-            if serving.done():
-                await serving
-                raise OSError("the MCP server did not start")
-            await asyncio.sleep(0.005)
-        async with connections.watched():
-            yield listener.getsockname()[1]
-    finally:
-        config.timeout_graceful_shutdown = patience()
-        server.should_exit = True
-        await serving
-        listener.close()
+    with ExitStack() as stack:
+        listener = stack.enter_context(closing(_bind(settings)))
+        local = stack.enter_context(closing(UnixListener(settings.socket))) if settings.socket is not None else None
+        server = _Server(config, local)
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            while not server.started:
+                if serving.done():
+                    await serving
+                    raise OSError("the MCP server did not start")
+                await asyncio.sleep(0.005)
+            async with connections.watched():
+                yield listener.getsockname()[1]
+        finally:
+            config.timeout_graceful_shutdown = patience()
+            server.should_exit = True
+            await serving
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 from urllib.parse import parse_qs
 
 from fastmcp.server.auth import AccessToken
@@ -17,6 +16,7 @@ from systemmanager.server.auth.identity import Identity, Missing, Refused
 from systemmanager.server.auth.ledger import Ledger
 from systemmanager.server.auth.oidc import Oidc
 from systemmanager.server.auth.resource import Resource
+from systemmanager.server.auth.tailnet import FUNNEL, Tailnet
 from systemmanager.server.auth.tokens import BadToken, Keys, verify
 
 MOST_REMEMBERED = 4096
@@ -67,13 +67,6 @@ class Tokens:
             raise Refused(f"token {identity.id} of {identity.subject!r} is revoked")
 
 
-class Tailnet(Protocol):
-    """Who names the peer of a connection."""
-
-    async def identify(self, scope: Scope) -> Identity:
-        """Raises `Refused`."""
-
-
 @dataclass
 class Authentication:
     """The modes that are switched on. A request with a bearer token is judged by that token and by nothing else."""
@@ -87,6 +80,8 @@ class Authentication:
 
     async def user(self, scope: Scope) -> AuthenticatedUser:
         """Who makes this request. Raises `Missing` without a credential, `Refused` for one that is no good."""
+        if any(name == FUNNEL for name, _ in scope["headers"]):
+            raise Refused("a request from the public internet, by Funnel")
         token = bearer(scope)
         if token is None:
             if self.tailnet is None:
