@@ -12,11 +12,12 @@ from fastmcp.server.auth import AccessToken
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.types import Scope
 
-from systemmanager.server.auth.identity import Identity, Missing, Refused
+from systemmanager.server.auth.identity import Identity, Missing, Refused, Unavailable
 from systemmanager.server.auth.ledger import Ledger
 from systemmanager.server.auth.oidc import Oidc
 from systemmanager.server.auth.resource import Resource
 from systemmanager.server.auth.tailnet import FUNNEL, Tailnet
+from systemmanager.server.auth.throttle import Throttle, Throttled
 from systemmanager.server.auth.tokens import BadToken, Keys, verify
 
 MOST_REMEMBERED = 4096
@@ -75,20 +76,33 @@ class Authentication:
     issuer: Oidc | None = None
     resource: Resource | None = None
     tailnet: Tailnet | None = None
+    throttle: Throttle = field(default_factory=Throttle)
     clock: Callable[[], float] = time.time
     _remembered: OrderedDict[bytes, tuple[AuthenticatedUser, Identity, float]] = field(default_factory=OrderedDict)
 
     async def user(self, scope: Scope) -> AuthenticatedUser:
-        """Who makes this request. Raises `Missing` without a credential, `Refused` for one that is no good."""
-        if any(name == FUNNEL for name, _ in scope["headers"]):
-            raise Refused("a request from the public internet, by Funnel")
-        token = bearer(scope)
-        if token is None:
-            if self.tailnet is None:
-                raise Missing("no credential")
-            return user_of(await self.tailnet.identify(scope))
-        digest = hashlib.sha256(token.encode()).digest()
-        return self._known(digest) or await self._verified(token, digest)
+        """Who makes this request. Raises `Missing` without a credential, `Refused` for one that is no good, and
+        `Throttled` unheard for an address with too many of those."""
+        where, digest = peer(scope), b""
+        try:
+            token = _token(scope)
+            digest = b"" if token is None else hashlib.sha256(token.encode()).digest()
+            if (known := self._known(digest)) is not None:
+                return known
+            if digest not in self._remembered:  # one that was good is heard again: a flood beside it is not its fault
+                self.throttle.check(where)
+            return await self._of_the_tailnet(scope) if token is None else await self._verified(token, digest)
+        except (Throttled, Unavailable):
+            raise
+        except Refused:
+            self._remembered.pop(digest, None)
+            self.throttle.failed(where)
+            raise
+
+    async def _of_the_tailnet(self, scope: Scope) -> AuthenticatedUser:
+        if self.tailnet is None:
+            raise Missing("no credential")
+        return user_of(await self.tailnet.identify(scope))
 
     def _known(self, digest: bytes) -> AuthenticatedUser | None:
         found = self._remembered.get(digest)
@@ -96,7 +110,6 @@ class Authentication:
             return None
         user, identity, until = found
         if self.clock() >= until:
-            del self._remembered[digest]
             return None
         self._check(identity)
         self._remembered.move_to_end(digest)
@@ -120,6 +133,18 @@ class Authentication:
     def _check(self, identity: Identity) -> None:
         if identity.kind == "token" and self.tokens is not None:
             self.tokens.check(identity)
+
+
+def peer(scope: Scope) -> str:
+    """Where a request comes from: an address, or a user of this machine."""
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
+def _token(scope: Scope) -> str | None:
+    if any(name == FUNNEL for name, _ in scope["headers"]):
+        raise Refused("a request from the public internet, by Funnel")
+    return bearer(scope)
 
 
 def bearer(scope: Scope) -> str | None:

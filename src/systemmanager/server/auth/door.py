@@ -4,8 +4,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from systemmanager.journal import Journal
-from systemmanager.server.auth.authentication import Authentication
+from systemmanager.server.auth.authentication import Authentication, peer
 from systemmanager.server.auth.identity import Missing, Refused
+from systemmanager.server.auth.throttle import Throttled
 
 OPEN = frozenset({"/healthz"})
 """What answers without asking who calls."""
@@ -47,18 +48,15 @@ class Door:
 
     def _challenge(self, refused: Refused) -> Response:
         """401 (RFC 6750, section 3): `error` only where a credential was given; never why it is no good."""
+        if isinstance(refused, Throttled):
+            wait = {"Retry-After": str(refused.seconds)}
+            return _error(429, "too_many_attempts", "too many failed attempts from this address", wait)
         missing, resource = isinstance(refused, Missing), self._authentication.resource
         parts = [] if missing else ['error="invalid_token"']
         parts += resource.challenge if resource is not None else []
         message = "this needs a bearer token" if missing else "the credential is not accepted"
         header = " ".join(["Bearer", ", ".join(parts)]).strip()
         return _error(401, "unauthorized", message, {"WWW-Authenticate": header})
-
-
-def peer(scope: Scope) -> str:
-    """Where a request comes from, as the audit log names it."""
-    client = scope.get("client")
-    return str(client[0]) if client else "unknown"
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:

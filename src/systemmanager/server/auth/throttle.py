@@ -1,0 +1,76 @@
+"""Failed attempts per address: who has had too many waits, before anything is computed or asked for them."""
+
+import ipaddress
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from systemmanager.server.auth.identity import Refused
+
+AT_ONCE, EVERY = 20, 3.0
+"""Failed attempts of one address that are heard at once, and seconds after which one more is."""
+
+BY_PROXY = 10
+"""So many times as many on loopback and on the unix socket, where a proxy brings everybody."""
+
+MOST_ADDRESSES = 10_000
+
+
+class Throttled(Refused):
+    """Too many failed attempts; `seconds` until the next one is heard."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__("too many failed attempts")
+        self.seconds = seconds
+
+
+@dataclass(slots=True)
+class _Failed:
+    """Attempts that count yet, as of a time: each is forgotten after its while."""
+
+    count: float
+    at: float
+
+
+class Throttle:
+    """Counts failed attempts. Only those: who has a good credential is never slowed down by it."""
+
+    def __init__(self, ticks: Callable[[], float] = time.monotonic) -> None:
+        self._ticks = ticks
+        self._failed: OrderedDict[str, _Failed] = OrderedDict()
+
+    def check(self, peer: str) -> None:
+        """Raises `Throttled` for an address that has had too many."""
+        key, size = _network(peer)
+        if (one := self._failed.get(key)) is None:
+            return
+        over = self._now(one, size) + 1 - AT_ONCE * size
+        if over > 0:
+            raise Throttled(max(1, math.ceil(over * EVERY / size)))
+
+    def failed(self, peer: str) -> None:
+        """One more failed attempt. The address that has failed least recently is forgotten when there are too many."""
+        key, size = _network(peer)
+        one = self._failed.setdefault(key, _Failed(0.0, self._ticks()))
+        one.count, one.at = min(self._now(one, size) + 1, AT_ONCE * size), self._ticks()
+        self._failed.move_to_end(key)
+        if len(self._failed) > MOST_ADDRESSES:
+            self._failed.popitem(last=False)
+
+    def _now(self, one: _Failed, size: int) -> float:
+        return max(0.0, one.count - (self._ticks() - one.at) * size / EVERY)
+
+
+def _network(peer: str) -> tuple[str, int]:
+    """What counts as one address (of IPv6 the /64 that one customer has), and how many share it."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer, BY_PROXY
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return str(address), BY_PROXY
+    return (str(address) if address.version == 4 else str(int(address) >> 64)), 1
