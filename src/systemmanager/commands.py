@@ -315,7 +315,7 @@ def audit(given: Settings, filters: Mapping[str, str | None], limit: int) -> Non
     except OSError as error:
         raise ConfigError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
     if out.is_terminal:
-        out.print(terminal.audit_table(reversed(found)))
+        terminal.print_audit(out, reversed(found))
         return
     for record in reversed(found):
         print(json.dumps(record))

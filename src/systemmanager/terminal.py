@@ -10,11 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from systemmanager.operation import Operation
 from systemmanager.policyfile import Policy
+from systemmanager.redaction import visible
 from systemmanager.registry import Registry
 from systemmanager.request import Request
+from systemmanager.scopes import BUNDLES
 from systemmanager.shaping import Reply
 
 RISK_STYLE = {"low": "green", "moderate": "yellow", "high": "dark_orange", "critical": "red"}
@@ -50,9 +53,12 @@ def grants_table(policy: Policy, registry: Registry) -> Table:
 
 
 def _grouped(scopes: Iterable[str]) -> str:
-    """`container:read container:write` as `container:read,write`."""
+    """`container:read container:write` as `container:read,write`; a whole bundle by its name."""
+    held = frozenset(scopes)
+    if named := next((name for name, bundle in BUNDLES.items() if bundle == held), None):
+        return named
     areas: dict[str, list[str]] = {}
-    for scope in sorted(scopes):
+    for scope in sorted(held):
         area, _, verb = scope.partition(":")
         areas.setdefault(area, []).append(verb)
     return "\n".join(f"{area}:{','.join(verbs)}" for area, verbs in areas.items())
@@ -200,19 +206,44 @@ def print_explanation(console: Console, reply: Reply) -> None:
 
 
 def tokens_table(tokens: Iterable[Mapping[str, Any]]) -> Table:
-    table = _table("id", "agent", "scopes", "targets", "minted", "expires", "")
+    """What was minted, by id; the tokens themselves are kept nowhere."""
+    table = _table("id", "agent", "scopes", "targets", "expires (UTC)")
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for token in tokens:
-        days = [f"{datetime.fromtimestamp(token[name], UTC):%Y-%m-%d %H:%M}" for name in ("minted", "expires")]
+        expires = f"{datetime.fromtimestamp(token['expires'], UTC):%Y-%m-%d %H:%M}"
+        state = "[red]revoked[/red]" if token["revoked"] else expires
         scopes = _grouped(token["scopes"].split())
-        state = "[red]revoked[/red]" if token["revoked"] else ""
-        table.add_row(token["id"], escape(token["subject"]), scopes, escape(token["targets"] or ""), *days, state)
+        table.add_row(token["id"], escape(token["subject"]), scopes, escape(token["targets"] or "*"), state)
     return table
 
 
-def audit_table(records: Iterable[Mapping[str, Any]]) -> Table:
-    table = _table("time", "phase", "subject", "tool", "target", "code", "ms", "arguments")
-    for record in records:
-        arguments = json.dumps(record.get("arguments", {}), ensure_ascii=False)
-        cells = [record.get(name, "") for name in ("time", "phase", "subject", "tool", "target", "code", "elapsed_ms")]
-        table.add_row(*(escape(str(cell)) for cell in cells), escape("" if arguments == "{}" else arguments))
-    return table
+def print_audit(console: Console, records: Iterable[Mapping[str, Any]]) -> None:
+    """One line per record, cut at the terminal's width: `audit query` through a pipe gives all of it."""
+    rows = [[visible(cell).replace("\n", " ") for cell in _audit_cells(record)] for record in records]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    for row in rows:
+        when, phase, who, what, rest = row
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(when.ljust(widths[0]), "dim").append("  ")
+        line.append(phase.ljust(widths[1]), _PHASE_STYLE.get(phase, "red")).append("  ")
+        line.append(who.ljust(widths[2])).append("  ").append(what.ljust(widths[3]), "bold").append(f"  {rest}")
+        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+
+
+_PHASE_STYLE = {"ok": "green", "intent": "dim", "event": "blue"}
+
+
+def _audit_cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """When (UTC), how it went, who, what and where, and the rest."""
+    if "time" not in record:
+        return "", "unreadable", "", str(record.get("unreadable", ""))[:60], ""
+    when = str(record["time"])[5:19].replace("T", " ")
+    ended = record.get("phase") == "outcome"
+    went = str(record.get("code", "outcome")) if ended else str(record.get("phase", ""))
+    what = " ".join(filter(None, (str(record.get("tool", "")), str(record.get("target") or ""))))
+    rest = [] if ended or "code" not in record else [str(record["code"])]
+    rest += [f"{record['elapsed_ms']} ms"] if "elapsed_ms" in record else []
+    rest += [f"by {record['approved_by']}"] if "approved_by" in record else []
+    arguments = record.get("arguments") or {}
+    rest += [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in arguments.items()]
+    return when, went, str(record.get("subject", "")), what, "  ".join(rest)
