@@ -24,19 +24,18 @@ async def bearing(url: str, token: str) -> AsyncIterator[str]:
             head = await reader.readuntil(b"\r\n\r\n")
             answers, upstream = await asyncio.open_connection(host, int(port))
             upstream.write(_with_token(head, token))
-            up, down = asyncio.create_task(_pump(reader, upstream)), asyncio.create_task(_pump(answers, writer))
-            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-            up.cancel()
-            down.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            pumps = asyncio.create_task(_pump(reader, upstream)), asyncio.create_task(_pump(answers, writer))
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
-            for one in (writer, upstream):
-                if one is not None:
-                    one.close()
-                    with suppress(OSError):
-                        await one.wait_closed()
+            if upstream is not None:
+                upstream.transport.abort()
 
     async with tcp_server(serve) as own:
         yield f"http://127.0.0.1:{own}/mcp"
