@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
 HOMES = {
     **dict.fromkeys(("asyncssh", "docker", "httpcore", "psutil", "subprocess"), ("executors",)),
     **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "authlib", "joserfc", "uvicorn"), ("server",)),
-    "httpx": ("executors", "server"),  # HTTP targets; the issuer and tailscaled, who say who calls
+    # HTTP targets; the issuer and tailscaled, who say who calls; the webhook that is asked for approvals
+    "httpx": ("executors", "server", "approvals"),
 }
 
 

@@ -62,6 +62,10 @@ def test_each_variable_is_read(variable: str, value: str, field: str, wanted: An
 def test_each_variable_has_a_row_in_this_table() -> None:
     secret = {"SYSTEMMANAGER_SHARED_SECRET", "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS", "SYSTEMMANAGER_OIDC_CLIENT_SECRET"}
     rows = {variable for variable, *_ in GIVEN if not variable.startswith("TSIDP_")} | secret
+    rows |= {
+        "SYSTEMMANAGER_APPROVAL_WEBHOOK_URL",
+        "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET",
+    }  # tests/test_approvals_webhook.py
     assert rows == {str(field.alias) for field in Settings.model_fields.values()}
 
 

@@ -96,6 +96,16 @@ class Settings(BaseModel):
         description="Application capability without which nobody of the tailnet holds a right. Without this setting "
         "example.com/cap/systemmanager narrows rights where a peer has it.",
     )
+    approval_webhook_url: str | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_APPROVAL_WEBHOOK_URL",
+        description="Where approval requests are POSTed; https, or http on loopback.",
+    )
+    approval_webhook_secret: SecretStr | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET",
+        description="Key that signs those requests and their later answers, at least 32 random bytes.",
+    )
     base_url: str | None = Field(
         default=None,
         alias="SYSTEMMANAGER_BASE_URL",
@@ -159,14 +169,14 @@ class Settings(BaseModel):
             raise ValueError("names no mode: HTTP is not served without authentication")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("oidc_issuer")
+    @field_validator("approval_webhook_url", "oidc_issuer")
     @classmethod
     def _issuer(cls, value: str | None) -> str | None:
         if value is not None and not trusted_url(value):
             raise ValueError("must be an https:// address (http:// on loopback only), without query and fragment")
         return value
 
-    @field_validator("shared_secret", "previous_secret")
+    @field_validator("shared_secret", "previous_secret", "approval_webhook_secret")
     @classmethod
     def _strong(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and (why := weakness(value.get_secret_value())):
@@ -267,11 +277,16 @@ def _lacking(settings: Settings) -> list[Problem]:
         wanted["SYSTEMMANAGER_OIDC_CLIENT_ID"] = client or not secret
         wanted["SYSTEMMANAGER_OIDC_CLIENT_SECRET"] = secret or not client
     also = {known: f" ({other})" for other, known in _ALSO.items()}
-    return [
+    problems = [
         Problem(name, f"is missing{also.get(name, '')}: SYSTEMMANAGER_AUTH_MODE has oidc")
         for name, there in wanted.items()
         if not there
     ]
+    if (settings.approval_webhook_url is None) != (settings.approval_webhook_secret is None):
+        both = "SYSTEMMANAGER_APPROVAL_WEBHOOK_URL", "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET"
+        missing, there = both if settings.approval_webhook_url is None else reversed(both)
+        problems.append(Problem(missing, f"is missing: there is {there}"))
+    return problems
 
 
 def _default_state(given: Mapping[str, str]) -> str:

@@ -2,12 +2,13 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from systemmanager.approvals.answers import NoAnswer
 from systemmanager.approvals.question import Question, question_of
 from systemmanager.approvals.store import ApprovalStore, Asked
 from systemmanager.errors import ApprovalRefused, GatewayError, NotFound
@@ -18,7 +19,8 @@ Judge = Callable[[Request], Decision]
 Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
 Settled = tuple[list[Request], list[Decision]]
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from systemmanager.approvals.webhook import Webhook
 
 log = structlog.get_logger("systemmanager")
 
@@ -80,8 +82,8 @@ class Desk:
 
     store: ApprovalStore
     journal: Journal
-    channels: tuple[str, ...] = ("operator",)
-    _answered: dict[str, asyncio.Event] = field(default_factory=dict)
+    webhook: "Webhook | None" = None
+    _promised: set[str] = field(default_factory=set)
 
     async def settle(self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge) -> Settled:
         """What becomes of a call that needs a yes."""
@@ -99,6 +101,8 @@ class Desk:
             return requests, _held(decisions, _refused(broken))
         if asked.state == "used":
             return _approved(requests, decisions, asked.people, judge)
+        if asked.state == "denied":
+            return requests, _held(decisions, _refused(ApprovalRefused(f"{asked.refuser} said no to this call")))
         reason = next(decision.against.reason for decision in decisions if decision.answer is Answer.ASK)
         return requests, _held(decisions, self._required(asked, reason))
 
@@ -114,7 +118,32 @@ class Desk:
         if made:
             log.info("a call waits for an approval", approval_id=asked.id, tool=asked.tool, subject=asked.subject)
             await self._event("approval ask", asked, asked.subject, call_id=call.id)
+        if asked.state == "pending" and self.webhook is not None and asked.id not in self._promised:
+            asked = await self._tell(self.webhook, asked)
+            if asked.state == "approved":
+                return await self._redeem(call, asked.id, question)
         return asked
+
+    async def _tell(self, webhook: "Webhook", asked: Asked) -> Asked:
+        """Ask the webhook. It is asked again by the next call, as long as it has neither answered nor promised to."""
+        try:
+            said = await webhook.tell(asked)
+            if said is None:
+                self._promise(asked.id)
+                return asked
+            return await self.answer(asked.id, said.person, said.approved, "webhook", digest=said.digest)
+        except NoAnswer as error:
+            log.warning("the approval webhook gave no answer", approval_id=asked.id, why=str(error))
+            await self.journal.event("approval webhook", {"id": asked.id, "why": str(error)})
+        except ApprovalRefused:
+            pass  # written down already; somebody else may have answered meanwhile
+        return await self.get(asked.id)
+
+    def _promise(self, id: str) -> None:
+        """Remember that the webhook has it."""
+        if len(self._promised) >= 10_000:
+            self._promised.clear()
+        self._promised.add(id)
 
     async def _redeem(self, call: Call, id: str, question: Question) -> Asked:
         """The used-up approval, or the pending one. Every other is refused."""
@@ -144,7 +173,7 @@ class Desk:
                 f"Tell {who}: systemmanager approvals approve {asked.id}. "
                 f"Then call again, unchanged, with approval_id={asked.id}"
             )
-            details["channels"] = list(self.channels)
+            details["channels"] = ["operator"] if self.webhook is None else ["webhook", "operator"]
         return Verdict("approval", Answer.ASK, reason, "approval_required", how, details=details)
 
     # --- The side of those who answer -----------------------------------------------------------------------------
@@ -179,17 +208,3 @@ class Desk:
 
 def _refused(error: GatewayError) -> Verdict:
     return Verdict("approval", Answer.DENY, error.message, "approval_refused", error.hint, error.retryable)
-
-
-def plain(asked: Asked) -> Mapping[str, Any]:
-    """An approval request as JSON values, all of it."""
-    return {
-        "id": asked.id,
-        "state": asked.state,
-        "needed": asked.needed,
-        "created": asked.created,
-        "expires": asked.expires,
-        "digest": asked.digest,
-        "question": dict(asked.question),
-        "answers": [{"person": one.person, "approved": one.approved, "channel": one.channel} for one in asked.answers],
-    }

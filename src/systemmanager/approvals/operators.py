@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from systemmanager.approvals.desk import Desk, plain
+from systemmanager.approvals.answers import plain
+from systemmanager.approvals.desk import Desk
 from systemmanager.errors import ApprovalRefused, Denied, GatewayError, NotFound, Unreachable
 
 MOST_ASKED = 4096

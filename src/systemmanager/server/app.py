@@ -14,12 +14,14 @@ import httpx
 import structlog
 from fastmcp import FastMCP
 from fastmcp.server.dependencies import get_access_token
+from pydantic import SecretStr
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import __version__, policyfile, registry
 from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
+from systemmanager.approvals.webhook import Webhook
 from systemmanager.audit.log import AuditLog
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.executors import Executors, Surroundings
@@ -196,9 +198,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 Journal(audit),
                 policy,
                 root=os.geteuid() == 0,
-                secrets=frozenset(state.secrets(settings)),
+                secrets=_secrets(settings, state),
             )
-            gateway.desk = Desk(approvals_of(state), gateway.journal)
+            webhook = webhook_of(settings)
+            gateway.desk = Desk(approvals_of(state), gateway.journal, webhook)
             gateway.freezer = Freezer(state.folder)
             watching = asyncio.create_task(gateway.freezer.watch())
             try:
@@ -208,6 +211,19 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 await asyncio.wait([watching])
     finally:
         audit.close()
+
+
+def _secrets(settings: Settings, state: State) -> frozenset[str]:
+    """What the gateway itself must never tell."""
+    own = (getattr(settings, name) for name in type(settings).model_fields)
+    given = (one.get_secret_value() for one in own if isinstance(one, SecretStr))
+    return frozenset((*state.secrets(settings), *given))
+
+
+def webhook_of(settings: Settings) -> Webhook | None:
+    """The approval webhook, where one is configured."""
+    url, secret = settings.approval_webhook_url, settings.approval_webhook_secret
+    return None if url is None or secret is None else Webhook(url, secret.get_secret_value(), settings.base_url)
 
 
 def approvals_of(state: State) -> ApprovalStore:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from systemmanager.gateway import Gateway
 from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.door import Door
+from systemmanager.server.callbacks import Callbacks
 from systemmanager.server.connections import Connections, Limits, room_for_connections
 from systemmanager.server.peers import UnixListener, with_peers
 from systemmanager.settings import Settings
@@ -231,6 +232,7 @@ def http_app(
     app = server.http_app(
         path="/mcp",
         middleware=[
+            Middleware(Callbacks, gateway),
             Middleware(Door, authentication, gateway.journal),
             Middleware(BoundedBody),
             Middleware(NoInside),

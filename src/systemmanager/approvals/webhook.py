@@ -1,0 +1,127 @@
+"""The approval webhook: what is asked, how it is signed, and which answers count. Everything else is no answer.
+
+A request is POSTed as JSON. `X-SystemManager-Signature` is `v1=` and the hexadecimal HMAC-SHA256 (RFC 2104), under the
+shared secret, of the timestamp in `X-SystemManager-Timestamp` (seconds since 1970), a dot, and the body. An answer is
+200 with the JSON `{"approved": true|false, "digest": "<as asked>", "approver": "<who>"}`, or 202 and later the same
+with `"id"` as a POST to `/approvals/<id>` of the gateway, signed in the same way.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from systemmanager import __version__
+from systemmanager.approvals.answers import Answered, NoAnswer, plain
+from systemmanager.approvals.store import Asked
+from systemmanager.executors.web import trusted
+
+TIMESTAMP = "X-SystemManager-Timestamp"
+SIGNATURE = "X-SystemManager-Signature"
+
+WINDOW = 300
+"""Seconds that the time of a signed answer may be off."""
+
+WITHIN = 10.0
+"""Seconds for the whole exchange; a call waits that long for an answer at once."""
+
+MOST_BYTES = 16 * 1024
+"""Of an answer."""
+
+_APPROVER = re.compile(r"[!-~](?:[ -~]{0,252}[!-~])?")
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A place that is asked, and the secret that both sides sign with. `callback` is the gateway's own address."""
+
+    url: str
+    secret: str
+    callback: str | None = None
+    clock: Callable[[], float] = time.time
+    within: float = WITHIN
+
+    async def tell(self, asked: Asked) -> Answered | None:
+        """Ask there. An answer, or None when one was promised for later (202). Raises `NoAnswer`."""
+        question = {**plain(asked), **({"callback": f"{self.callback}/approvals/{asked.id}"} if self.callback else {})}
+        body = json.dumps(question).encode()
+        try:
+            async with asyncio.timeout(self.within):
+                status, kind, content = await self._post(body)
+        except TimeoutError:
+            raise NoAnswer(f"did not answer within {self.within:g} s") from None
+        except httpx.HTTPError as error:
+            raise NoAnswer(f"can't be reached: {type(error).__name__}") from None
+        if status == 202:
+            return None
+        if status != 200 or kind.partition(";")[0].strip().lower() != "application/json":
+            raise NoAnswer(f"answered {status} {kind[:60]!r}, not 200 with JSON")
+        return read(content, digest=asked.digest)
+
+    async def _post(self, body: bytes) -> tuple[int, str, bytes]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"systemmanager/{__version__}",
+            **self.signed(body),
+        }
+        async with (
+            httpx.AsyncClient(verify=trusted(), trust_env=False, follow_redirects=False, timeout=self.within) as client,
+            client.stream("POST", self.url, content=body, headers=headers) as response,
+        ):
+            content = b""
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    raise NoAnswer(f"answered more than {MOST_BYTES} bytes")
+            return response.status_code, response.headers.get("content-type", ""), content
+
+    def signed(self, body: bytes) -> dict[str, str]:
+        """The headers that go with a body."""
+        timestamp = str(int(self.clock()))
+        return {TIMESTAMP: timestamp, SIGNATURE: f"v1={self._signature(timestamp, body)}"}
+
+    def _signature(self, timestamp: str, body: bytes) -> str:
+        return hmac.new(self.secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+
+    def verify(self, headers: Mapping[str, str], body: bytes) -> None:
+        """Raises `NoAnswer` unless the body bears our signature of the last minutes. `headers` have small names."""
+        timestamp, signature = headers.get(TIMESTAMP.lower(), ""), headers.get(SIGNATURE.lower(), "")
+        if not re.fullmatch(r"[0-9]{1,12}", timestamp) or abs(int(timestamp) - self.clock()) > WINDOW:
+            raise NoAnswer("the timestamp is missing or not of the last minutes")
+        wanted = f"v1={self._signature(timestamp, body)}"
+        if not hmac.compare_digest(wanted.encode(), signature.encode("utf-8", "replace")):
+            raise NoAnswer("the signature is missing or wrong")
+
+
+def read(content: bytes, *, digest: str | None = None, id: str | None = None) -> Answered:
+    """The answer in a body. It must be for this digest and, when it came by itself, for this id. Raises `NoAnswer`."""
+    try:
+        found = json.loads(content, object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        raise NoAnswer("the answer is no plain JSON") from None
+    if not isinstance(found, dict) or not isinstance(approved := found.get("approved"), bool):
+        raise NoAnswer("`approved` is neither true nor false")
+    if not isinstance(echoed := found.get("digest"), str) or digest not in (None, echoed):
+        raise NoAnswer("the answer is for another digest")
+    if id is not None and found.get("id") != id:
+        raise NoAnswer("the answer is for another id")
+    person = found.get("approver")
+    if not isinstance(person, str) or not _APPROVER.fullmatch(person) or person.lower().startswith("local:"):
+        raise NoAnswer("`approver` names nobody")
+    return Answered(person, approved, echoed)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose every name stands once: what stands twice means two things to two readers."""
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
