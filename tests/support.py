@@ -14,6 +14,7 @@ from systemmanager.audit.log import AuditLog, query
 from systemmanager.errors import NameNotResolved
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished
+from systemmanager.fencing import unfenced
 from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
@@ -108,14 +109,15 @@ async def real_gateway(tmp_path: Path, *targets: Target, **fields: Any) -> Async
 
 
 def call(tmp_path: Path, tool: str, arguments: Mapping[str, Any], *targets: Target, **fields: Any) -> dict[str, Any]:
-    """One call as the operator on a fresh gateway; an approval is given. Answers the Reply as a dict."""
+    """One call as the operator on a fresh gateway; an approval is given. Answers the Reply as a dict, unfenced."""
 
     async def approve(requests: Sequence[Any]) -> str:
         return "the test"
 
     async def work() -> dict[str, Any]:
         async with real_gateway(tmp_path, *targets, **fields) as gateway:
-            return (await gateway.call(OPERATOR, tool, arguments, approve=approve)).as_dict()
+            reply: dict[str, Any] = unfenced((await gateway.call(OPERATOR, tool, arguments, approve=approve)).as_dict())
+            return reply
 
     return run(work())
 

@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "systemmanager"
 TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-VOCABULARY = {"addresses", "errors", "params", "ports", "operation", "target", "request", "scopes"}
+VOCABULARY = {"addresses", "errors", "fencing", "params", "ports", "operation", "target", "request", "scopes"}
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": VOCABULARY,
     "operations": (VOCABULARY - {"target", "request"}) | {"operations", "paging"},

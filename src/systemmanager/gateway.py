@@ -27,6 +27,7 @@ from systemmanager.errors import (
     UnknownTool,
     did_you_mean,
 )
+from systemmanager.fencing import fence, fence_error, new_nonce
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Entry, Journal
@@ -278,7 +279,7 @@ class Gateway:
         return [task.result() for task in tasks]
 
     async def _on_target(self, call: Call, request: Request, decision: Decision) -> TargetReply:
-        result = TargetReply(request.target.id, untrusted=call.operation.untrusted)
+        result = TargetReply(request.target.id)
         if decision.permit is None:
             result.error = call.redactor.value(refusal(decision).as_dict())
             return result
@@ -287,8 +288,10 @@ class Gateway:
         try:
             with self.freezer.running(request) as run:
                 result.data = await self._within_deadline(call, run, decision.permit, slots)
+            result.untrusted = call.operation.untrusted
         except GatewayError as error:
             result.error = call.redactor.value(error.as_dict())
+            result.untrusted = fence_error(result.error)
         except asyncio.CancelledError:
             result.error = {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}
             if _being_cancelled():
@@ -328,6 +331,9 @@ class Gateway:
                 hint="Ask for less, or raise constraints.timeout of the target.",
             ) from error
         data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
+        if call.operation.fences is not None:
+            # Last of all: a mask that runs to the end of a text must not take the fence with it.
+            data = fence(data, call.operation.fences, new_nonce())
         return data
 
     def _remember(self, call: Call, request: Request, result: TargetReply) -> None:

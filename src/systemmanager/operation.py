@@ -13,6 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, create_model
 
 from systemmanager import ports
+from systemmanager.fencing import Fences, fences, holds_foreign_text
 from systemmanager.scopes import canonical
 
 
@@ -64,6 +65,7 @@ class Operation:
     by: str | None = None
     cases: Mapping[str, Access] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    fences: Fences = None
     untrusted: bool = False
     idempotent: bool = True
     open_world: bool = False
@@ -143,15 +145,14 @@ def operation(
     cases: Mapping[str, Access] | None = None,
     roles: Mapping[str, str] | None = None,
     selection: Selection = "optional",
-    untrusted: bool = False,
     idempotent: bool = True,
     open_world: bool = False,
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None,
 ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
     """Declare an operation; the function stays what it was, so that operations can call each other.
 
-    `timeout` is in seconds and the target's own limit may shorten it. `untrusted` marks answers that hold free text
-    from a target.
+    `timeout` is in seconds and the target's own limit may shorten it. Answers are untrusted
+    where the result model holds foreign text.
     """
 
     access = demand(scope, capability, risk, approval=approval, privileged=privileged)
@@ -172,7 +173,8 @@ def operation(
             by=by,
             cases=dict(cases or {}),
             roles=dict(roles or {}),
-            untrusted=untrusted,
+            fences=fences(result),
+            untrusted=holds_foreign_text(result),
             idempotent=idempotent,
             open_world=open_world,
             without_targets=without_targets,

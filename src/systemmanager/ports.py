@@ -6,7 +6,7 @@ Every method may raise a `TargetError`. None outlives the call's deadline, and a
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,24 @@ class Result(BaseModel):
     """The base of everything that an operation answers: frozen, and closed against fields that nobody declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Marks text in a result that somebody on or behind the target may have written as they liked.
+
+    An operation with such a field is untrusted: its answers say so, and its readers are tainted. `fenced` text stands
+    between marks that nobody can guess.
+    """
+
+    fenced: bool = False
+
+
+ForeignText = Annotated[str, Foreign()]
+"""A line of it: a command line, a header, a subject."""
+
+FreeText = Annotated[str, Foreign(fenced=True)]
+"""Logs, files, bodies: text that could pass for more than one field, and for instructions."""
 
 
 class Page(Result):
@@ -135,13 +153,13 @@ class SystemStatus(Result):
 
 class Process(Result):
     pid: int
-    name: str
+    name: ForeignText
     user: str
     cpu: float = Field(description="Percent of one core over the sample interval.")
     memory: float = Field(description="Resident, in percent of all memory.")
     rss: int = Field(description="Resident bytes.")
     state: str
-    command: str
+    command: ForeignText
 
 
 class Interface(Result):
@@ -171,7 +189,7 @@ class Connection(Result):
     remote: str | None = None
     state: str
     pid: int | None = None
-    process: str | None = None
+    process: ForeignText | None = None
 
 
 class Facts(Protocol):

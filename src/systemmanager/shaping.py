@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from systemmanager.fencing import LONGEST_END, end_of
+
 MAX_REPLY_BYTES = 256 * 1024
 """Clients refuse events over 1 MiB, and the answer travels twice: as text and as structured content."""
 
@@ -28,10 +30,10 @@ class TargetReply:
         result: dict[str, Any] = {"target": self.target, "ok": self.error is None}
         if self.error is None:
             result["data"] = self.data
-            if self.untrusted:
-                result["untrusted"] = True
         else:
             result["error"] = self.error
+        if self.untrusted:
+            result["untrusted"] = True
         result["elapsed_ms"] = self.elapsed_ms
         return result
 
@@ -97,10 +99,10 @@ class Reply:
 
 def _brief(result: TargetReply) -> dict[str, Any]:
     brief: dict[str, Any] = {"target": result.target}
-    if result.error is not None:
-        return {**brief, "error": result.error}
     if result.untrusted:
         brief["untrusted"] = True
+    if result.error is not None:
+        return {**brief, "error": result.error}
     return {**brief, "data": result.data}
 
 
@@ -264,10 +266,19 @@ def _shorter(value: Any, room: int) -> Any:
         first = None if count or not value else _shorter(value[0], room - 2)
         return value[:count] if first is None else [first]
     if isinstance(value, str):
-        return json_prefix(value, room) if room > 16 else None
+        return _beginning(value, room) if room > 16 else None
     if isinstance(value, dict) and room > 64:
         return _cut(value, room, None)
     return None
+
+
+def _beginning(text: str, room: int) -> str | None:
+    """A cut text; one in a fence keeps the mark that ends it, or goes whole."""
+    end = end_of(text)
+    if not end:
+        return json_prefix(text, room)
+    left = room - size_of(end)
+    return json_prefix(text.removesuffix(end), left) + end if left > 2 * LONGEST_END else None
 
 
 def json_prefix(text: str, room: int) -> str:

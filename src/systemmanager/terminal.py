@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from systemmanager.fencing import unfenced
 from systemmanager.operation import Operation
 from systemmanager.policyfile import Policy
 from systemmanager.redaction import visible
@@ -107,6 +108,7 @@ def print_reply(console: Console, reply: Reply) -> None:
         _print_error(console, "", reply.error)
         return
     for result in reply.results:
+        result.data, result.error = unfenced(result.data), unfenced(result.error)
         if len(reply.results) > 1:
             console.print(f"[bold]{escape(result.target)}[/bold]")
         if result.error is not None:

@@ -22,7 +22,7 @@ from pydantic import Field
 from systemmanager.errors import ConnectionLost, DeadlineExceeded, TlsFailed, UnreadableOutput
 from systemmanager.operation import Risk, operation
 from systemmanager.params import Hostname, TcpPort
-from systemmanager.ports import Network, Result
+from systemmanager.ports import ForeignText, Network, Result
 
 HANDSHAKE = 10.0
 """Seconds for one connection with its handshake."""
@@ -51,9 +51,9 @@ class Certificate(Result):
         default=None, description="expired, not_yet_valid, self_signed, unknown_issuer, wrong_name, weak_protocol ..."
     )
     reason: str | None = None
-    subject: str
-    issuer: str
-    names: list[str]
+    subject: ForeignText
+    issuer: ForeignText
+    names: list[ForeignText]
     not_before: datetime
     not_after: datetime
     days_left: int
@@ -70,7 +70,6 @@ class Certificate(Result):
     risk=Risk.MODERATE,
     timeout=45,
     roles={"host": "host", "port": "port"},
-    untrusted=True,
     open_world=True,
 )
 async def check_ssl_certificate(network: Network, host: Hostname, port: TcpPort = 443) -> Certificate:

@@ -34,7 +34,7 @@ from systemmanager.operations.containers import container_name
 from systemmanager.operations.images import short_id
 from systemmanager.operations.recreation import Recreation, recreation, reference_of
 from systemmanager.params import ContainerName
-from systemmanager.ports import Docker, Json, Result
+from systemmanager.ports import Docker, ForeignText, Json, Result
 
 SETTLE = 5.0
 """Seconds that a container without a health check has to run to be taken for healthy."""
@@ -58,7 +58,7 @@ class ContainerUpdate(Result):
     previous_image_id: str | None = None
     id: str
     state: str
-    note: str | None = None
+    note: ForeignText | None = None
 
 
 @operation(
@@ -66,7 +66,6 @@ class ContainerUpdate(Result):
     capability="container:admin",
     risk=Risk.CRITICAL,
     timeout=600,
-    untrusted=True,
     open_world=True,
 )
 async def update_docker_container(

@@ -1,5 +1,6 @@
 """Containers: list, start, stop, restart, logs."""
 
+import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from pydantic import Field
 from systemmanager.operation import Risk, demand, operation
 from systemmanager.paging import page
 from systemmanager.params import ContainerName, Cursor, Limit, LineCount
-from systemmanager.ports import Docker, Json, Page, Result
+from systemmanager.ports import Docker, ForeignText, FreeText, Json, Page, Result
 
 SETTLE = 1.0
 """Seconds that a container that was just started is watched, so that one that dies at once is not called started."""
@@ -75,9 +76,14 @@ def container_row(row: Json) -> ContainerRow:
         status=row["Status"],
         created=moment(row["Created"]),
         ports=published(row.get("Ports") or []) or None,
-        project=labels.get("com.docker.compose.project"),
-        service=labels.get("com.docker.compose.service"),
+        project=_compose_name(labels.get("com.docker.compose.project")),
+        service=_compose_name(labels.get("com.docker.compose.service")),
     )
+
+
+def _compose_name(label: str | None) -> str | None:
+    """A name as Compose makes them; whoever made the image may have written anything there."""
+    return label if label and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", label) else None
 
 
 @operation(scope="container:read", capability="container:read", risk=Risk.LOW)
@@ -98,8 +104,8 @@ class ContainerState(Result):
     state: str
     health: str | None = None
     exit_code: int | None = None
-    problem: str | None = None
-    logs: str | None = None
+    problem: ForeignText | None = None
+    logs: FreeText | None = None
     truncated: bool | None = Field(default=None, description="The log's beginning is cut.")
 
 
@@ -113,7 +119,6 @@ READ_LOGS = demand("container:read", "container:read", Risk.LOW)
     timeout=60,
     by="action",
     cases={"logs": READ_LOGS},
-    untrusted=True,
 )
 async def manage_container(
     docker: Docker,

@@ -10,7 +10,7 @@ from pydantic import Field
 from systemmanager.operation import Risk, operation
 from systemmanager.operations import text_files
 from systemmanager.params import AbsolutePath, LineCount, NotBoolean, Pattern
-from systemmanager.ports import FileInfo, FileKind, Files, Result
+from systemmanager.ports import FileInfo, FileKind, Files, ForeignText, FreeText, Result
 
 MAX_PAGE = 1000
 MAX_LISTED = 10_000
@@ -19,20 +19,20 @@ _MAX_FOLDERS, _MAX_SEEN, _MAX_DEPTH = 2_000, 50_000, 12
 
 
 class FileEntry(Result):
-    name: str
+    name: ForeignText
     kind: FileKind
     size: int | None = Field(default=None, description="Bytes, of files.")
     modified: str
     mode: str
     owner: str
     group: str | None = None
-    link_target: str | None = None
+    link_target: ForeignText | None = None
     links: int | None = Field(default=None, description="Names of this file, where more than one.")
 
 
 class MatchingLine(Result):
     line: int
-    text: str
+    text: FreeText
 
 
 class FileAnswer(Result):
@@ -41,7 +41,7 @@ class FileAnswer(Result):
     path: str
     info: FileEntry | None = None
     entries: list[FileEntry] | None = Field(default=None, description="list and search; names relative to path.")
-    text: str | None = None
+    text: FreeText | None = None
     matches: list[MatchingLine] | None = None
     first_line: int | None = Field(default=None, description="Lines count from 0.")
     size: int | None = Field(default=None, description="Bytes of the whole file.")
@@ -57,7 +57,6 @@ class FileAnswer(Result):
     capability="file:read",
     risk=Risk.HIGH,
     roles={"path": "path"},
-    untrusted=True,
 )
 async def file_operations(
     files: Files,

@@ -27,7 +27,7 @@ from systemmanager.errors import (
 )
 from systemmanager.operation import Risk, operation
 from systemmanager.params import Hostname
-from systemmanager.ports import Network, Result
+from systemmanager.ports import ForeignText, Network, Result
 
 TRY = 4.0
 """Seconds for one resolver; it has three at most."""
@@ -36,7 +36,7 @@ RecordType = Literal["A", "AAAA", "MX", "TXT", "CNAME", "NS", "SOA", "SRV", "PTR
 
 
 class DnsRecord(Result):
-    value: str
+    value: ForeignText
     ttl: int | None = Field(default=None, description="Seconds.")
 
 
@@ -45,7 +45,7 @@ class DnsAnswer(Result):
     record_type: str
     status: str = Field(description="ok, no_data, nxdomain, servfail, refused ...")
     records: list[DnsRecord]
-    aliases: list[str] | None = Field(default=None, description="CNAME chain.")
+    aliases: list[ForeignText] | None = Field(default=None, description="CNAME chain.")
     nameserver: str | None = None
     ms: float | None = None
     method: Literal["dns", "dig", "getent"] = "dns"
@@ -58,7 +58,6 @@ class DnsAnswer(Result):
     risk=Risk.MODERATE,
     timeout=30,
     roles={"name": "domain"},
-    untrusted=True,
     open_world=True,
 )
 async def dns_lookup(network: Network, domain: Hostname, record_type: RecordType = "A") -> DnsAnswer:

@@ -51,7 +51,7 @@ class Connections(Page):
     connections: list[Connection] = Field(description="Listening first, then established.")
 
 
-@operation(scope="network:read", capability="network:read", risk=Risk.LOW, timeout=15, untrusted=True)
+@operation(scope="network:read", capability="network:read", risk=Risk.LOW, timeout=15)
 async def get_active_connections(facts: Facts, limit: Limit = 20) -> Connections:
     """Open TCP and UDP sockets with their processes: what listens, and who is connected."""
     found = await facts.connections()

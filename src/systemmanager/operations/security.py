@@ -44,7 +44,6 @@ class SecurityAudit(Page):
     risk=Risk.MODERATE,
     timeout=120,
     selection="required",
-    untrusted=True,
 )
 async def audit_security(shell: Shell) -> SecurityAudit:
     """Look for security problems: open ports, sshd, accounts, file rights, Docker's socket, updates, failed units."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from systemmanager.errors import CommandFailed, CommandMissing, PrivilegeRequired, UnreadableOutput
 from systemmanager.operations.package_tools import package_tool
 from systemmanager.operations.services import systemctl
-from systemmanager.ports import Result, Shell
+from systemmanager.ports import ForeignText, Result, Shell
 
 Severity = Literal["critical", "high", "medium", "low", "info"]
 SYSTEM_PATHS = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/opt")
@@ -21,7 +21,7 @@ class Finding(Result):
     check: str
     severity: Severity
     title: str
-    evidence: str
+    evidence: ForeignText
     advice: str | None = Field(default=None)
 
 

@@ -19,7 +19,7 @@ from systemmanager.errors import (
 )
 from systemmanager.operation import Risk, operation
 from systemmanager.params import UnitName
-from systemmanager.ports import Output, Result, Shell
+from systemmanager.ports import ForeignText, FreeText, Output, Result, Shell
 
 _PROPERTIES = (
     "Id", "Description", "LoadState", "ActiveState", "SubState", "UnitFileState", "FragmentPath", "MainPID",
@@ -36,7 +36,7 @@ ServiceAction = Literal["start", "stop", "restart", "enable", "disable"]
 
 class UnitState(Result):
     unit: str
-    description: str | None = None
+    description: ForeignText | None = None
     active: str = Field(description="active, inactive, failed, activating, reloading ...")
     sub: str = Field(description="More precisely: running, exited, dead, listening ...")
     load: str
@@ -51,10 +51,10 @@ class UnitState(Result):
     signal: int | None = None
     file: str | None = None
     needs_reload: bool | None = Field(default=None, description="Its file changed on disk: daemon-reload.")
-    journal: list[str] | None = Field(default=None, description="Its last lines, of a failed unit.")
+    journal: list[FreeText] | None = Field(default=None, description="Its last lines, of a failed unit.")
 
 
-@operation(scope="system:read", capability="system:read", risk=Risk.LOW, untrusted=True)
+@operation(scope="system:read", capability="system:read", risk=Risk.LOW)
 async def get_service_status(shell: Shell, service_name: UnitName) -> UnitState:
     """How one systemd unit is: state, since when, memory, restarts, and its last log lines when it has failed."""
     state = await _state(shell, service_name)
@@ -70,7 +70,6 @@ async def get_service_status(shell: Shell, service_name: UnitName) -> UnitState:
     privileged=True,
     roles={"unit": "service_name"},
     timeout=90,
-    untrusted=True,
     idempotent=False,
 )
 async def manage_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> UnitState:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 
 from systemmanager.operation import Risk, operation
 from systemmanager.params import Hostname, Plain
-from systemmanager.ports import HttpAnswer, Network, Result
+from systemmanager.ports import ForeignText, FreeText, HttpAnswer, Network, Result
 
 PREVIEW = 2048
 """Bytes of a body that an answer shows."""
@@ -56,10 +56,10 @@ class HttpTest(Result):
     method: str
     status: int
     version: str
-    location: str | None = Field(default=None, description="Where a redirect points; it is not followed.")
-    headers: dict[str, str]
+    location: ForeignText | None = Field(default=None, description="Where a redirect points; it is not followed.")
+    headers: dict[str, ForeignText]
     size: int = Field(description="Bytes of the body that were read.")
-    body: str | None = Field(default=None, description="Its beginning.")
+    body: FreeText | None = Field(default=None, description="Its beginning.")
     truncated: bool | None = Field(default=None, description="The body went on beyond what was read.")
     ms: Timing
     tls: dict[str, str] | None = None
@@ -72,7 +72,6 @@ class HttpTest(Result):
     approval=True,
     timeout=45,
     roles={"url": "url"},
-    untrusted=True,
     idempotent=False,
     open_world=True,
 )

@@ -1,0 +1,110 @@
+"""Where in a result stands text that others wrote, as its model declares it, and the marks around the free part of it.
+
+A fence is `<<untrusted NONCE>>` and `<<end NONCE>>`, with a nonce that is new for each answer: whoever wrote the text
+could not know it, so nothing in the text can end the fence.
+"""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from systemmanager.ports import Foreign
+
+Fences = Mapping[str, Any] | bool | None
+"""The fenced texts of a value: True for all of them, by field where only some are, None for none."""
+
+_WHOLE = re.compile(r"<<untrusted ([0-9a-f]{12})>>[ \n](.*)[ \n]<<end \1>>", re.DOTALL)
+_END = re.compile(r"[ \n]<<end [0-9a-f]{12}>>\Z")
+LONGEST_END = 24
+FREE_DETAILS = ("stderr", "stdout", "output", "began")
+"""Details of errors that hold what a program or a server said."""
+
+
+def fence(value: Any, where: Fences, nonce: str) -> Any:
+    """A JSON value with its free texts fenced, as far as `where` says."""
+    if where is None:
+        return value
+    if isinstance(value, str):
+        between = "\n" if "\n" in value else " "
+        return f"<<untrusted {nonce}>>{between}{value}{between}<<end {nonce}>>" if value and where is True else value
+    if isinstance(value, list):
+        return [fence(item, where, nonce) for item in value]
+    if isinstance(value, dict):
+        if where is True:
+            return {name: fence(item, True, nonce) for name, item in value.items()}
+        assert isinstance(where, Mapping)
+        return {name: fence(item, where.get(name), nonce) for name, item in value.items()}
+    return value
+
+
+def fence_error(error: dict[str, Any]) -> bool:
+    """Fence what a target said in an error's details, in place; whether there was anything."""
+    details = error.get("details") or {}
+    free = {name: value for name, value in details.items() if name in FREE_DETAILS}
+    if free:
+        error["details"] = {**details, **fence(free, True, new_nonce())}
+    return bool(free)
+
+
+def unfenced(value: Any) -> Any:
+    """The value as it was before: for a person, who sees where a text ends."""
+    if isinstance(value, str):
+        found = _WHOLE.fullmatch(value) if value.startswith("<<untrusted ") else None
+        return found[2] if found else value
+    if isinstance(value, list):
+        return [unfenced(item) for item in value]
+    return {name: unfenced(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def new_nonce() -> str:
+    return secrets.token_hex(6)
+
+
+def end_of(text: str) -> str:
+    """The mark that ends a fenced text; nothing where there is none."""
+    found = _END.search(text[-LONGEST_END:])
+    return found[0] if found else ""
+
+
+@cache
+def fences(model: type[BaseModel]) -> Fences:
+    """Where in a result of this model free text stands."""
+    found = {
+        name: where
+        for name, field in model.model_fields.items()
+        if (where := _within(field.annotation, field.metadata)) is not None
+    }
+    return found or None
+
+
+def _within(annotation: Any, metadata: Any = ()) -> Fences:
+    if any(isinstance(one, Foreign) and one.fenced for one in metadata):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return fences(annotation)
+    parts = get_args(annotation)
+    # The arguments of Annotated are its type and then its metadata.
+    inner = (_within(part, parts) for part in parts if not isinstance(part, Foreign))
+    return next((where for where in inner if where is not None), None)
+
+
+def holds_foreign_text(model: type[BaseModel]) -> bool:
+    """Whether a result of this model may hold text that others wrote."""
+    return any(_marks(field.annotation, field.metadata) for field in model.model_fields.values())
+
+
+def _marks(annotation: Any, metadata: Any = ()) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return holds_foreign_text(annotation)
+    return any(isinstance(one, Foreign) for one in (*metadata, *_leaves(annotation))) or any(
+        _marks(part) for part in get_args(annotation)
+    )
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    yield from getattr(annotation, "__metadata__", ())
