@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 import systemmanager.operations  # noqa: F401
-from systemmanager.audit.log import AuditLog, query
+from systemmanager.audit.log import AuditLog
+from systemmanager.audit.reading import query
 from systemmanager.errors import NameNotResolved
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished

@@ -1,6 +1,7 @@
 """The audit log's file: one line per Record whatever is in it, durable, readable backwards, hard to break."""
 
 import asyncio
+import hashlib
 import json
 import os
 import resource
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from systemmanager.audit import log as log_module
-from systemmanager.audit.log import AuditLog, query
-from systemmanager.audit.record import Record
+from systemmanager.audit import segments
+from systemmanager.audit.log import AuditLog
+from systemmanager.audit.reading import query
+from systemmanager.audit.record import Record, seal
 from systemmanager.errors import InvalidArguments
 from tests.support import run
 
@@ -31,6 +33,10 @@ def written(path: Path, *records: Record) -> None:
     log.close()
 
 
+def line_of(one: Record) -> bytes:
+    return seal(one.fields())[0]
+
+
 TEXTS = {
     "newline": 'a\nb\r\nc"}\n{"phase":"outcome"}',
     "separators": "a\u2028b\u2029c\x85d",
@@ -43,7 +49,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_no_text_breaks_a_line(tmp_path: Path, text: str) -> None:
-    line = record(tool=text, arguments={text: [text]}, reason=text).line()
+    line = line_of(record(tool=text, arguments={text: [text]}, reason=text))
     assert line.count(b"\n") == 1 and line.endswith(b"\n") and line.isascii()
     assert not any(byte < 32 for byte in line[:-1])
     read = json.loads(line)
@@ -53,10 +59,11 @@ def test_no_text_breaks_a_line(tmp_path: Path, text: str) -> None:
 
 
 def test_a_line_holds_what_is_known_and_nothing_else() -> None:
-    assert json.loads(record().line()) == {
+    line = json.loads(line_of(record()))
+    assert line.pop("hash") and line == {
         "time": "1970-01-12T13:46:40.000000Z", "phase": "intent", "call_id": "c1", "tool": "t", "subject": "me",
     }  # fmt: skip
-    assert json.loads(record(elapsed_ms=0, dry_run=True).line()).keys() >= {"elapsed_ms", "dry_run"}
+    assert json.loads(line_of(record(elapsed_ms=0, dry_run=True))).keys() >= {"elapsed_ms", "dry_run"}
 
 
 def test_the_log_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -124,12 +131,21 @@ def test_a_log_that_is_moved_or_removed_is_begun_again(tmp_path: Path) -> None:
     assert [one["call_id"] for one in query(tmp_path / "audit.jsonl.1")] == ["a"]
 
 
-def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "torn", [b'{"after":"00', b"\0" * 5000, b"a\n\0b\n", b"\n"], ids=["half", "zeros", "lines", "empty"]
+)
+def test_what_a_crash_cut_off_stays_and_is_marked(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(record("a").line() + record("b").line()[:40])
+    written(path, record("a"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
     written(path, record("c"))
-    found = list(query(path))
-    assert [one.get("call_id") for one in found] == ["c", None, "a"] and "unreadable" in found[1]
+    assert path.read_bytes().startswith(whole + torn)
+    found = [one for one in query(path) if "unreadable" not in one]
+    assert [(one["n"], one["tool"]) for one in found] == [(3, "t"), (2, "torn"), (1, "t")]
+    assert [one["after"] for one in found[:2]] == [one["hash"] for one in found[1:]]
+    body = torn.removesuffix(b"\n")
+    assert found[1]["arguments"] == {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
 
 
 FULL_DISK = """
@@ -259,9 +275,9 @@ def test_a_sync_that_fails_fails_the_append(tmp_path: Path, monkeypatch: pytest.
 def test_reading_backwards_finds_every_line_across_blocks(
     tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "BLOCK", block)
+    monkeypatch.setattr(segments, "BLOCK", block)
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(b"".join(record(f"c{number}", reason="x" * (number % 97)).line() for number in range(300)))
+    path.write_bytes(b"".join(line_of(record(f"c{number}", reason="x" * (number % 97))) for number in range(300)))
     assert [one["call_id"] for one in query(path)] == [f"c{number}" for number in reversed(range(300))]
 
 
@@ -275,7 +291,7 @@ def test_lines_that_are_no_records_are_said_to_be_so(tmp_path: Path) -> None:
         b"1",
         b"[" * 100_000,
         b'{"a":1',
-        record("ok").line().strip(),
+        line_of(record("ok")).strip(),
         b"",
     ]
     path.write_bytes(b"\n".join(lines))
@@ -286,7 +302,7 @@ def test_lines_that_are_no_records_are_said_to_be_so(tmp_path: Path) -> None:
 
 def test_a_line_without_end_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    path.write_bytes(record("a").line() + b"x" * (8 * 1024 * 1024) + b"\n" + record("b").line())
+    path.write_bytes(line_of(record("a")) + b"x" * (8 * 1024 * 1024) + b"\n" + line_of(record("b")))
     found = list(query(path))
     assert [one.get("call_id") for one in found] == ["b", None, "a"]
 

@@ -57,6 +57,8 @@ def test_the_intent_is_written_before_the_effect(tmp_path: Path, machine: Machin
     found = records(tmp_path)
     assert [one["phase"] for one in found] == ["intent", "outcome"]
     assert {one["call_id"] for one in found} == {reply["call_id"]}
+    chain = {name: found[0].pop(name) for name in ("n", "after", "hash")}
+    assert chain["n"] == 1 and chain["hash"] == found[1]["after"]
     assert found[0] | {"time": ""} == {
         "time": "", "phase": "intent", "call_id": reply["call_id"], "tool": "manage_service", "subject": "local:0",
         "kind": "operator", "target": "web-01", "risk": "high", "registry": "built-in", "policy": "built-in",

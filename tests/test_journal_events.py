@@ -58,10 +58,10 @@ def test_a_flood_ends_in_a_number_a_minute(tmp_path: Path) -> None:
     for _ in range(100_000):
         one.refused_credential("192.0.2.1", "no credential")
     one.refused_credential("192.0.2.2", "no credential")
-    one.tend()
+    run(one.tend())
     assert len(refused(tmp_path)) == 6
     now[0] += 60
-    one.tend()
+    run(one.tend())
     assert refused(tmp_path)[6:] == [{"peer": "192.0.2.1", "why": "no credential", "times": 99_995}]
     one.log.close()
 
@@ -72,7 +72,7 @@ def test_what_can_t_be_written_is_counted(tmp_path: Path) -> None:
     one.refused_credential("192.0.2.1", "x" * 10_000)
     assert "audit" in one.degraded
     (tmp_path / "audit.jsonl").rmdir()
-    one.tend(stopping=True)
+    run(one.tend(stopping=True))
     assert refused(tmp_path) == [{"peer": "192.0.2.1", "why": "x" * 300, "times": 1}]
     one.log.close()
 

@@ -299,9 +299,9 @@ def deny(id: str) -> None:
 @audit.command
 def tail(lines: int = 20) -> None:
     """The newest records, oldest of them first."""
-    from systemmanager import commands
+    from systemmanager import proof
 
-    commands.audit(settings.read(), {}, lines)
+    proof.audit(settings.read(), {}, lines)
 
 
 @audit.command
@@ -316,10 +316,47 @@ def query(
     limit: int = 100,
 ) -> None:
     """Records that match all given filters, as JSON lines when standard output is no terminal."""
-    from systemmanager import commands
+    from systemmanager import proof
 
     filters = {"call_id": call_id, "tool": tool, "target": target, "subject": subject, "phase": phase, "since": since}
-    commands.audit(settings.read(), filters, limit)
+    proof.audit(settings.read(), filters, limit)
+
+
+@audit.command
+def verify(
+    path: Path | None = None,
+    *,
+    witness: Path | None = None,
+    key: tuple[Path, ...] = (),
+    partial: bool = False,
+    json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Check that nothing was changed, removed, moved or put in; exit status 1 with the first bad line.
+
+    Parameters
+    ----------
+    path
+        The log; default the gateway's own, with all its segments.
+    witness
+        File with the checkpoints as they were seen elsewhere; default SYSTEMMANAGER_AUDIT_WITNESS.
+    key
+        Public key in PEM, several when it was changed; default the gateway's own.
+    partial
+        Older segments may be elsewhere.
+    json
+        Print the result as JSON.
+    """
+    from systemmanager import proof
+
+    sys.exit(proof.verified(settings.read(), path, witness, key, partial=partial, as_json=json))
+
+
+@audit.command
+def key() -> None:
+    """Print the public key of the log's checkpoints, in PEM."""
+    from systemmanager import proof
+
+    proof.public_key(settings.read())
 
 
 def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:

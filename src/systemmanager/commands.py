@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from rich.progress import Progress, TextColumn
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import freezing, logs, policyfile, registry, terminal
-from systemmanager.audit.log import AuditLog
-from systemmanager.audit.log import query as query_log
 from systemmanager.audit.record import Record
 from systemmanager.errors import ConfigError, Problem
+from systemmanager.journal import audit_log
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Request
 from systemmanager.selectors import selector
@@ -135,7 +133,7 @@ def _mint(given: Settings, state: State, agent: str, scopes: str, ttl: str, targ
     assert made.id is not None and made.expires_at is not None
     held = " ".join(sorted(scope for grant in made.limits or () for scope in grant.scopes))
     app.ledger_of(state).add(ledger.Minted(made.id, agent, held, targets, time.time(), made.expires_at))
-    _event(state, "token mint", {"id": made.id, "agent": agent, "scopes": names, "ttl": ttl, "targets": targets})
+    _event(given, state, "token mint", {"id": made.id, "agent": agent, "scopes": names, "ttl": ttl, "targets": targets})
     return token
 
 
@@ -173,7 +171,7 @@ def revoke(given: Settings, ids: Sequence[str], agent: str | None, token: str | 
     done = [book.revoke(id, latest) for id in ids]
     done += book.revoke_subject(agent) if agent is not None else []
     for one in done:
-        _event(state, "token revoke", {"id": one.id, "agent": one.subject or None})
+        _event(given, state, "token revoke", {"id": one.id, "agent": one.subject or None})
         print(f"{one.id} {one.subject or '(not minted here)'} is revoked")
 
 
@@ -189,8 +187,8 @@ def minted(given: Settings) -> None:
         print(json.dumps(asdict(one)))
 
 
-def _event(state: State, name: str, details: dict[str, Any]) -> None:
-    log = AuditLog(state.audit_log)
+def _event(given: Settings, state: State, name: str, details: dict[str, Any]) -> None:
+    log = audit_log(given, state)
     try:
         log.append_now(Record("event", "", name, f"local:{os.getuid()}", arguments=details, time=time.time()))
     except OSError as error:
@@ -216,7 +214,7 @@ def freeze(given: Settings, stop: bool, targets: Sequence[str], **switches: bool
         print(json.dumps(asdict(left)))
     given_switches = [name for name, one in switches.items() if one]
     details = {"switches": given_switches, "targets": list(targets), "frozen": left.parts}
-    _event(state, "freeze" if stop else "thaw", details)
+    _event(given, state, "freeze" if stop else "thaw", details)
 
 
 def _known(given: Settings, expressions: Sequence[str]) -> None:
@@ -305,17 +303,3 @@ def approvals(given: Settings, do: str, id: str = "", *, everything: bool = Fals
         console.show(out, folder, id)
     else:
         console.answer(out, folder, id, approve=do == "approve", yes=yes)
-
-
-def audit(given: Settings, filters: Mapping[str, str | None], limit: int) -> None:
-    """The newest matching records: a table on a terminal, else JSON lines; oldest of them first."""
-    path = prepare_state(given).audit_log
-    try:
-        found = list(islice(query_log(path, **filters), max(0, limit)))
-    except OSError as error:
-        raise ConfigError([Problem(str(path), f"can't be read: {error.strerror}")]) from error
-    if out.is_terminal:
-        terminal.print_audit(out, reversed(found))
-        return
-    for record in reversed(found):
-        print(json.dumps(record))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from systemmanager import __version__
 from systemmanager.arguments import validate
-from systemmanager.audit.log import query
+from systemmanager.audit.reading import query
 from systemmanager.errors import AuditUnavailable, NotFound, UnknownTarget, did_you_mean
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.ports import Json

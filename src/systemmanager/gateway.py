@@ -30,7 +30,7 @@ from systemmanager.errors import (
 from systemmanager.fencing import fence, fence_error, new_nonce
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer, Run
-from systemmanager.journal import Call, Entry, Journal
+from systemmanager.journal import Call, Entry, Journal, being_cancelled
 from systemmanager.load import AllSlots, Recent, Slots
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
@@ -174,6 +174,8 @@ class Gateway:
                 log.exception("call failed by a defect", tool=entry.tool)
                 defect = InternalError("the gateway failed on this call")
                 return shaping.fault(entry.call_id, entry.tool, defect.as_dict())
+            finally:
+                self.journal.settle(call, requests)
 
     async def _refused(self, entry: Entry, error: GatewayError) -> Reply:
         shown = self._redactor.value(error.as_dict())
@@ -294,7 +296,7 @@ class Gateway:
             result.untrusted = fence_error(result.error)
         except asyncio.CancelledError:
             result.error = {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}
-            if _being_cancelled():
+            if being_cancelled():
                 raise
             # Not this call was cancelled but something that the operation waited for.
             result.error = self._defect(call, request)
@@ -361,11 +363,6 @@ class _Told:
         except Exception as error:
             self.progress = None
             log.warning("progress could not be told", error=type(error).__name__)
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _decide(request: Request) -> Decision:

@@ -3,28 +3,41 @@
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import structlog
 
 from systemmanager import __version__
 from systemmanager.arguments import Shared
-from systemmanager.audit.log import AuditLog
-from systemmanager.audit.record import Phase, Record
+from systemmanager.audit.chain import Limits
+from systemmanager.audit.log import AuditLog, NotDurable
+from systemmanager.audit.record import Phase, Record, timestamp
+from systemmanager.audit.signing import Signer, fault, new_key
 from systemmanager.errors import AuditUnavailable
 from systemmanager.operation import Operation, Risk
 from systemmanager.policyfile import Policy
 from systemmanager.redaction import Redactor
 from systemmanager.registry import Registry
 from systemmanager.request import Decision, Principal, Request
+from systemmanager.settings import Settings, State
 from systemmanager.shaping import TargetReply
 from systemmanager.tally import Tally
 
 EVERY = 1.0
 """Seconds between two looks at what is due."""
+
+LATE_WITHIN = 6.0
+"""Seconds that a cancelled call waits for its last record to be on the disk."""
+
+MOST_OWED = 10_000
+"""Outcomes that are kept while they can't be written."""
+
+NOT_RUN = "nothing ran: the call ended before it came to this target"
 
 MOST_OF_A_TEXT = 300
 """Characters of a text in an event; an address or a reason is short."""
@@ -78,19 +91,48 @@ class Journal:
 
     def __post_init__(self) -> None:
         self._credentials: Tally[tuple[str, str]] = Tally(self.clock, each=5, overall=60)
+        self._rates: Tally[str] = Tally(self.clock, each=20, overall=200)
+        self._open: dict[str, set[str]] = {}
+        self._owed: deque[Record] = deque(maxlen=MOST_OWED)
+        self._gap: dict[str, Any] | None = None
+        self._looked_back = False
+        self._late: set[asyncio.Task[None]] = set()
 
     async def decided(self, call: Call, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
-        """The intents, and what was refused, before any effect. Raises `AuditUnavailable`."""
+        """The intents, and what was refused, before any effect. Raises `AuditUnavailable`.
+
+        `settle` must follow, however the call ends.
+        """
         access = requests[0].access
-        records = [self._decision(call, *pair) for pair in zip(requests, decisions, strict=True)]
+        pairs = list(zip(requests, decisions, strict=True))
+        records = [self._decision(call, *pair) for pair in pairs if self._is_told(*pair)]
+        if not call.shared.dry_run:
+            self._open[call.id] = {request.target.id for request, decision in pairs if decision.permit is not None}
         try:
             await self.log.append(records, durable=access.mutates or access.risk in (Risk.HIGH, Risk.CRITICAL))
         except OSError as error:
             self._failed(error)
+            if not isinstance(error, NotDurable):
+                self._open.pop(call.id, None)
             if access.mutates or access.risk is not Risk.LOW:
                 raise AuditUnavailable(f"the audit log can't be written ({self.log.error})") from error
         else:
-            self.degraded.pop("audit", None)
+            self._succeeded()
+
+    def _is_told(self, request: Request, decision: Decision) -> bool:
+        """Whether a decision has a record of its own: those that a flood is refused by soon have one number."""
+        limited = decision.permit is None and decision.against.code == "rate_limited"
+        return not limited or self._rates.tell(request.principal.subject)
+
+    def settle(self, call: Call, requests: Sequence[Request]) -> None:
+        """Close the intents of a call that ended before it came to its targets. Never raises, never waits."""
+        for id in self._open.pop(call.id, ()):
+            request = next(request for request in requests if request.target.id == id)
+            record = self._record(call, request, "outcome", code="not_run", reason=NOT_RUN)
+            self._owed.append(record)
+            with suppress(OSError):
+                self.log.note(record)
+                self._owed.pop()
 
     def _decision(self, call: Call, request: Request, decision: Decision) -> Record:
         arguments = call.entry.arguments
@@ -101,10 +143,16 @@ class Journal:
         return self._record(call, request, "refused", arguments=arguments, code=against.code, reason=reason)
 
     async def outcome(self, call: Call, request: Request, result: TargetReply) -> None:
-        """How one target ended. Never raises: the effect is done, the log and `health_check` say what is missing."""
+        """How one target ended. Never raises: the effect is done, the log and `health_check` say what is missing.
+
+        What can't be written now is written when that is possible again.
+        """
         code, reason = (result.error["code"], result.error["message"][:300]) if result.error else ("ok", None)
         record = self._record(call, request, "outcome", code=code, reason=reason, elapsed_ms=result.elapsed_ms)
-        await self._try(record, durable=request.access.mutates)
+        intended = request.target.id in self._open.get(call.id, ())
+        if intended:
+            self._open[call.id].discard(request.target.id)
+        await self._try(record, durable=request.access.mutates, owed=intended)
 
     async def refused(self, entry: Entry, code: str, reason: str) -> None:
         """A call that is at fault as a whole. Never raises: nothing ran."""
@@ -144,19 +192,61 @@ class Journal:
         finally:
             tending.cancel()
             await asyncio.wait([tending])
-            self.tend(stopping=True)
             await self.event("stop", {"pid": os.getpid()})
+            await self.tend(stopping=True)
 
     async def _tending(self) -> None:
         while True:
             await asyncio.sleep(EVERY)
-            self.tend()
+            await self.tend()
 
-    def tend(self, *, stopping: bool = False) -> None:
-        """What is due once a second, and when the gateway stops: numbers of what was not told one by one."""
-        for untold in self._credentials.untold(now=stopping):
-            peer, why = untold.key or ("many", "various")
-            self._note("credential refused", {"peer": peer, "why": why, "times": untold.times})
+    async def tend(self, *, stopping: bool = False) -> None:
+        """What is due once a second, and when the gateway stops. Never raises.
+
+        Numbers of what was not told one by one, what could not be written when it happened, checkpoints.
+        """
+        for refused in self._credentials.untold(now=stopping):
+            peer, why = refused.key or ("many", "various")
+            self._note("credential refused", {"peer": peer, "why": why, "times": refused.times})
+        for limited in self._rates.untold(now=stopping):
+            self._note("rate limited", {"subject": limited.key or "many", "times": limited.times})
+        try:
+            self._look_back()
+            await self._catch_up()
+            await self.log.tend()
+        except OSError as error:
+            self._failed(error)
+        for name in ("audit segments", "audit witness"):
+            self.degraded.pop(name, None)
+        self.degraded.update(self.log.troubles)
+
+    def begin(self) -> None:
+        """This process may have effects: close what processes that are gone left open. Never raises."""
+        self.log.begin_run()
+        try:
+            self._look_back()
+        except OSError as error:
+            self._failed(error)
+
+    def _look_back(self) -> None:
+        if not self._looked_back:
+            closed = self.log.close_ended()
+            self._looked_back = True
+            if closed:
+                log.warning("calls were cut off by a crash", intents=closed, outcome="unknown")
+
+    async def _catch_up(self) -> None:
+        """Write what could not be written, and that there was a gap."""
+        late = list(self._owed)
+        if self._gap is not None:
+            late.append(Record("event", "", "audit resumed", "gateway", arguments=self._gap, time=self.clock()))
+        if late:
+            await self.log.append(late, durable=True)
+            for record in late:
+                with suppress(ValueError):
+                    self._owed.remove(record)
+            self._gap = None
+            self._succeeded()
 
     def _note(self, name: str, details: dict[str, Any]) -> bool:
         """Write an event without waiting for anything; whether it was written."""
@@ -167,15 +257,37 @@ class Journal:
             return False
         return True
 
-    async def _try(self, record: Record, *, durable: bool) -> None:
+    async def _try(self, record: Record, *, durable: bool, owed: bool = False) -> None:
+        if not durable and not being_cancelled():
+            await self._write(record, durable, owed)
+            return
+        # A record that is begun is brought to the disk, also when whoever waits for it has gone.
+        writing = asyncio.ensure_future(self._write(record, durable, owed))
+        self._late.add(writing)
+        writing.add_done_callback(self._late.discard)
+        await _to_its_end(writing)
+
+    async def _write(self, record: Record, durable: bool, owed: bool) -> None:
         try:
             await self.log.append([record], durable=durable)
         except OSError as error:
+            if owed:
+                self._owed.append(record)
             self._failed(error)
+        else:
+            self._succeeded()
 
     def _failed(self, error: OSError) -> None:
-        self.degraded["audit"] = f"the audit log can't be written: {self.log.error}"
-        log.error("the audit log can't be written", error=str(error))
+        said = f"the audit log can't be written: {self.log.error}"
+        if self.degraded.get("audit") != said:
+            log.error("the audit log can't be written", error=str(error))
+        self.degraded["audit"] = said
+        self._gap = self._gap or {"error": self.log.error, "since": timestamp(self.clock())}
+
+    def _succeeded(self) -> None:
+        if "audit" in self.degraded:
+            del self.degraded["audit"]
+            log.info("the audit log is written again")
 
     def _record(self, call: Call, request: Request, phase: Phase, **fields: Any) -> Record:
         return Record(
@@ -193,3 +305,38 @@ class Journal:
             time=self.clock(),
             **fields,
         )
+
+
+def being_cancelled() -> bool:
+    """Whether the running task is to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _to_its_end(task: asyncio.Task[None]) -> None:
+    """Wait for a task although this one is cancelled, for `LATE_WITHIN` seconds; then be cancelled."""
+    cancelled, ends = None, time.monotonic() + LATE_WITHIN
+    with anyio.CancelScope(shield=True):
+        while not task.done() and (left := ends - time.monotonic()) > 0:
+            try:
+                await asyncio.wait((task,), timeout=left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+def audit_log(settings: Settings, state: State) -> AuditLog:
+    """The audit log that the settings name, signed with the key in the state folder. Raises `ConfigError`."""
+    limits = Limits(
+        settings.audit_segment_bytes,
+        settings.audit_segment_hours * 3600,
+        settings.audit_checkpoint_records,
+        settings.audit_checkpoint_seconds,
+    )
+    return AuditLog(state.audit_log, signer=signer_of(state), witness=settings.audit_witness, limits=limits)
+
+
+def signer_of(state: State) -> Signer:
+    """The key of the checkpoints, made on first use. Raises `ConfigError`."""
+    return Signer.of(state.kept("audit_key", new_key, fault))

@@ -50,6 +50,31 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_AUDIT_LOG",
         description="Path of the audit log; default audit.jsonl in the state folder.",
     )
+    audit_witness: Path | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_AUDIT_WITNESS",
+        description="Second file for the signed checkpoints of the audit log, best on another machine's disk.",
+    )
+    audit_segment_bytes: Annotated[int, Field(ge=4096)] = Field(
+        default=64 * 1024 * 1024,
+        alias="SYSTEMMANAGER_AUDIT_SEGMENT_BYTES",
+        description="Size at which a segment of the audit log is closed and the next begun; default 64 MiB.",
+    )
+    audit_segment_hours: Annotated[float, Field(gt=0)] = Field(
+        default=168,
+        alias="SYSTEMMANAGER_AUDIT_SEGMENT_HOURS",
+        description="Age at which a segment is closed; default 168, a week.",
+    )
+    audit_checkpoint_records: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=1000,
+        alias="SYSTEMMANAGER_AUDIT_CHECKPOINT_RECORDS",
+        description="A signed checkpoint is written after so many records; default 1000.",
+    )
+    audit_checkpoint_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=30,
+        alias="SYSTEMMANAGER_AUDIT_CHECKPOINT_SECONDS",
+        description="A record waits so long for its checkpoint at most; default 30.",
+    )
     state_dir: Path | None = Field(
         default=None,
         alias="SYSTEMMANAGER_STATE_DIR",
@@ -310,7 +335,7 @@ class State:
         if settings.shared_secret is not None:
             current = settings.shared_secret.get_secret_value()
         else:
-            current = self._kept("shared_secret", lambda: secrets.token_urlsafe(48), weakness)
+            current = self.kept("shared_secret", lambda: secrets.token_urlsafe(48), weakness)
         previous = settings.previous_secret
         return (current,) if previous is None else (current, previous.get_secret_value())
 
@@ -318,10 +343,10 @@ class State:
         """Whom the gateway's own tokens are for: its URL, shared by gateways behind one name, else its own id."""
         if settings.base_url:
             return settings.base_url
-        own = self._kept("gateway_id", lambda: secrets.token_hex(8), lambda text: None if text else "is empty")
+        own = self.kept("gateway_id", lambda: secrets.token_hex(8), lambda text: None if text else "is empty")
         return f"urn:systemmanager:{own}"
 
-    def _kept(self, name: str, make: Callable[[], str], fault: Callable[[str], str | None]) -> str:
+    def kept(self, name: str, make: Callable[[], str], fault: Callable[[str], str | None]) -> str:
         """A private text of the state folder, made on first use (0600). Raises `ConfigError`."""
         path = self.folder / name
         try:

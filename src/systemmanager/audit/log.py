@@ -1,202 +1,318 @@
-"""The audit log's file: append, make durable, read back."""
+"""The audit log as the gateway uses it: append, make durable, look after it."""
 
 import asyncio
-import json
+import errno
 import os
-import stat
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from systemmanager.audit import runs, witness
+from systemmanager.audit.chain import Chain, Limits
 from systemmanager.audit.record import Record
-from systemmanager.errors import InvalidArguments
+from systemmanager.audit.segments import BLOCK
+from systemmanager.audit.signing import Signer
 
-BLOCK = 64 * 1024
-MOST_OF_A_LINE = 1024 * 1024
-OLDER_IN_A_ROW = 1000
-"""So many records before `since` end a search: a clock that was set back leaves a few of them among later ones."""
+LOCK_WITHIN = 0.5
+"""Seconds that another process may keep the log to itself."""
+
+SYNC_WITHIN = 5.0
+"""Seconds that the disk may take to make records durable."""
+
+
+CLOSE_WITHIN = 2.0
+"""Seconds that the witness may take when the gateway stops."""
+
+
+class NotDurable(OSError):
+    """The records are in the file, but the disk may not have them."""
 
 
 class AuditLog:
-    """Appends Records to one file that only its owner may read.
+    """Appends Records to one chain that only its owner may read.
 
-    A write is one `write(2)` on an `O_APPEND` descriptor. `durable` writes are on the disk when `append` returns; those
-    that come together share one `fdatasync`. All errors are `OSError`: the gateway decides what they mean for a call.
+    A write is one `write(2)` under the file's lock. `durable` writes are on the disk when `append` returns; those that
+    come together share one `fdatasync`. All errors are `OSError`: the gateway decides what they mean for a call.
+    With a `signer` the chain gets checkpoints, and the latest of them goes to the `witness` file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        signer: Signer | None = None,
+        witness: Path | None = None,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.time,
+        sync: Callable[[int], None] | None = None,
+    ) -> None:
         self.path = path
         self.error: str | None = None
-        self._descriptor: int | None = None
+        self.troubles: dict[str, str] = {}
+        """What is wrong with the log beside `error`, by name."""
+        limits = limits or Limits()
+        self._chain = Chain(path, signer, limits, clock)
+        self._limits, self._clock, self._witness = limits, clock, witness
+        self._witnessed: bytes | None = None
+        self._sync_file = sync or (lambda descriptor: os.fdatasync(descriptor))
+        self._disk, self._second = _Worker("the disk"), _Worker("it")
+        self._trouble_with_witness: str | None = None
         self._syncing: asyncio.Future[None] | None = None
-        self._written = 0
-        self._durable = 0
+        self._written = self._durable = 0
+        self._sure: tuple[tuple[int, int], int] = ((0, 0), 0)
+        self._doubtful: OSError | None = None
+        self._run: runs.Run | None = None
+        self._open: dict[tuple[str, str | None], int] = {}
 
-    async def append(self, records: Iterable[Record], *, durable: bool) -> None:
+    # --- Writing ------------------------------------------------------------------------------------------------------
+
+    async def append(self, records: Sequence[Record], *, durable: bool) -> None:
         """Write the records, in order. Raises `OSError`; after that nothing of them may be relied upon."""
         try:
-            self._write(b"".join(record.line() for record in records))
-            if durable:
-                await self._sync()
+            deadline = 0.0
+            while not self._write(records, deadline):
+                deadline = deadline or time.monotonic() + LOCK_WITHIN
+                await asyncio.sleep(0.001)
         except OSError as error:
-            self.error = f"{error.strerror or error}"
-            self.close()
-            raise
+            raise self._said(error) from error
+        if durable:
+            try:
+                await self._synced()
+            except OSError as error:
+                raise NotDurable(*self._said(error).args) from error
         self.error = None
 
     def note(self, record: Record) -> None:
-        """Write one record, not durably, without waiting for anything."""
+        """Write one record, not durably, without waiting for anything. Raises `OSError`."""
         try:
-            self._write(record.line())
+            if not self._write([record], 0.0):
+                raise OSError(errno.EAGAIN, "another process writes just now")
         except OSError as error:
-            self.error = f"{error.strerror or error}"
-            self.close()
-            raise
+            raise self._said(error) from error
 
-    def append_now(self, record: Record) -> None:
-        """Write one record without an event loop, durably: for the command line."""
+    def append_now(self, *records: Record) -> None:
+        """Write records without an event loop, durably: for the command line. Raises `OSError`."""
         try:
-            self._write(record.line())
-            os.fdatasync(self._open())
+            deadline = time.monotonic() + LOCK_WITHIN
+            while not self._write(records, deadline):
+                time.sleep(0.001)
+            self._sync_now()
         except OSError as error:
-            self.error = f"{error.strerror or error}"
-            self.close()
-            raise
+            raise self._said(error) from error
 
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+    def _said(self, error: OSError) -> OSError:
+        self.error = f"{error.strerror or error}"
+        return error
 
-    def _open(self) -> int:
-        if self._descriptor is not None and not self._still_there(self._descriptor):
-            self.close()
-        if self._descriptor is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(self.path, flags, 0o600)
-            try:
-                self._descriptor = _whole_lines(descriptor, self.path)
-            except OSError:
-                os.close(descriptor)
-                raise
-        return self._descriptor
-
-    def _still_there(self, descriptor: int) -> bool:
-        """Whether the file is still the one at the path: a rotation or a removal must not swallow records."""
+    def _write(self, records: Sequence[Record], deadline: float) -> bool:
+        """Whether they could be written; another process's turn may last until `deadline` (0: not known yet)."""
+        n = self._chain.place.n
         try:
-            return os.path.samestat(self.path.lstat(), os.fstat(descriptor))
-        except FileNotFoundError:
+            if self._run is not None and not self._run.begun:
+                self._run.begin(n)
+                self._chain.run = self._run.id
+            self._chain.write(records)
+        except BlockingIOError as error:
+            if deadline and time.monotonic() >= deadline:
+                raise OSError(errno.EAGAIN, "another process keeps it locked") from error
             return False
-
-    def _write(self, data: bytes) -> None:
-        descriptor = self._open()
-        written = os.write(descriptor, data)
-        while written < len(data):
-            written += os.write(descriptor, data[written:])
-
-    async def _sync(self) -> None:
         self._written += 1
+        if self._run is not None:
+            for record in records:
+                if record.phase == "intent" and not record.dry_run:
+                    self._open[record.call_id, record.target] = n
+                elif record.phase == "outcome":
+                    self._open.pop((record.call_id, record.target), None)
+        return True
+
+    # --- Durable ------------------------------------------------------------------------------------------------------
+
+    async def _synced(self) -> None:
+        """Wait until all that is written so far is on the disk."""
         mine = self._written
         while self._durable < mine:
             if self._syncing is None or self._syncing.done():
-                self._syncing = asyncio.ensure_future(self._sync_once(self._written))
+                self._syncing = asyncio.ensure_future(self._sync_once())
                 # When all who wait are cancelled, nobody else takes its exception.
                 self._syncing.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.shield(self._syncing)
 
-    async def _sync_once(self, covers: int) -> None:
-        # Its own descriptor: a failed write may close the log's while the thread is on its way.
-        descriptor = os.dup(self._open())
+    async def _sync_once(self) -> None:
+        sync = self._sync()
+        await self._disk.do(sync.work)
+        self._sync_done(sync)
+
+    def _sync_now(self) -> None:
+        sync = self._sync()
+        sync.work()
+        self._sync_done(sync)
+
+    def _sync(self) -> "_Sync":
+        chain = self._chain
+        if chain.place.file != self._sure[0]:
+            self._sure = (chain.place.file, 0)
+        growing = None if chain.descriptor is None else os.dup(chain.descriptor)
+        folder = self.path.parent if chain.folder_changed else None
+        again = self._sure[1] if self._doubtful else None
+        return _Sync(self._written, [*chain.retired], growing, folder, chain.place.end, again, self._sync_file)
+
+    def _sync_done(self, sync: "_Sync") -> None:
+        chain = self._chain
+        self._doubtful = sync.failed
+        if sync.failed is not None:
+            raise sync.failed
+        self._durable = max(self._durable, sync.covers)
+        self._sure = (self._sure[0], sync.end)
+        for descriptor in sync.retired:
+            if descriptor in chain.retired:
+                chain.retired.remove(descriptor)
+                os.close(descriptor)
+        if sync.folder is not None:
+            chain.folder_changed = False
+
+    # --- Looking after it ---------------------------------------------------------------------------------------------
+
+    def begin_run(self) -> None:
+        """From now on this process's intents are known to be its own: the next start closes what a crash leaves."""
+        self._run = self._run or runs.Run(self.path)
+
+    def close_ended(self) -> int:
+        """Close the open intents of processes that are gone as `unknown`; so many there were. Raises `OSError`."""
+        closed = 0
+        for run in runs.ended(self.path):
+            try:
+                records = run.closings(self._clock())
+                if records:
+                    self.append_now(*records)
+            except OSError:
+                run.leave()
+                raise
+            run.forget()
+            closed += len(records)
+        return closed
+
+    async def tend(self) -> None:
+        """Write the checkpoint that is due, and tell the witness. Raises `OSError`."""
+        place, most = self._chain.place, self._limits.checkpoint_seconds
         try:
-            await asyncio.to_thread(os.fdatasync, descriptor)
-        finally:
-            os.close(descriptor)
-        self._durable = max(self._durable, covers)
+            if place.unsigned and not 0 <= self._clock() - place.since < most:
+                self._checkpoint()
+            if self._chain.latest is not self._witnessed:
+                await self._settled()
+        except BlockingIOError:
+            return  # another process writes; there is another second
+        except OSError as error:
+            raise self._said(error) from error
+        trouble = self._chain.trouble
+        self.troubles = {"audit segments": trouble} if trouble else {}
+        if self._trouble_with_witness:
+            self.troubles["audit witness"] = self._trouble_with_witness
 
+    def _checkpoint(self) -> None:
+        self._written += self._chain.checkpoint()
 
-def _whole_lines(descriptor: int, path: Path) -> int:
-    """The descriptor, when it is a regular file's. A line that a full disk or a crash cut off is ended first."""
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{path} is not a regular file")
-    if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
-        os.write(descriptor, b"\n")
-    return descriptor
-
-
-def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The log's lines, newest first, in constant memory."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is not a regular file")
-        position = file.seek(0, os.SEEK_END)
-        tail = b""
-        while position > 0:
-            step = min(BLOCK, position)
-            position -= step
-            file.seek(position)
-            head, *lines = (file.read(step) + tail).split(b"\n")
-            yield from filter(None, reversed(lines))
-            tail = head[:MOST_OF_A_LINE]
-        if tail:
-            yield tail
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return {"unreadable": line[:200].decode("utf-8", "replace")}
-    return record if isinstance(record, dict) else {"unreadable": str(record)[:200]}
-
-
-def query(
-    path: Path,
-    *,
-    call_id: str | None = None,
-    tool: str | None = None,
-    target: str | None = None,
-    subject: str | None = None,
-    phase: str | None = None,
-    since: str | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Records that match every given filter, newest first; a line that is no record comes as `{"unreadable": ...}`.
-
-    `since` is an ISO 8601 time, UTC unless it says otherwise.
-    Raises `InvalidArguments` for a time that can't be read, `OSError` for a log that can't be.
-    """
-    wanted = {"call_id": call_id, "tool": tool, "target": target, "subject": subject, "phase": phase}
-    filters = {name: value for name, value in wanted.items() if value is not None}
-    # A line that does not hold the text can't hold the value: most lines need not be parsed.
-    marks = [json.dumps(value).encode() for value in filters.values()]
-    earliest, older = _instant(since), 0
-    for line in _lines_backwards(path):
-        if not all(mark in line for mark in marks):
-            continue
-        record = _record(line)
-        if earliest is not None and str(record.get("time", "~")) < earliest:
-            older += 1
-            if older >= OLDER_IN_A_ROW:
+    async def _settled(self) -> None:
+        """Make the latest checkpoint durable here and at the witness."""
+        latest, settled = self._chain.latest, min(self._open.values(), default=self._chain.place.n)
+        await self._synced()
+        if self._run is not None:
+            self._run.settled(settled)
+        if self._witness is not None and latest is not None:
+            path, line = self._witness, latest
+            try:
+                await self._second.do(lambda: witness.add(path, line))
+            except OSError as error:
+                self._trouble_with_witness = f"{path} can't be written: {error.strerror or error}"
                 return
-        elif all(record.get(name) == value for name, value in filters.items()):
-            older = 0
-            yield record
+        self._trouble_with_witness, self._witnessed = None, latest
+
+    def close(self) -> None:
+        """Sign and make durable what is written, as far as that can be done."""
+        with suppress(OSError):
+            self._checkpoint()
+            if self._durable < self._written:
+                self._sync_now()
+        if self._witness is not None and (line := self._chain.latest) is not None and line is not self._witnessed:
+            path = self._witness
+            with suppress(OSError):
+                self._second.do_now(lambda: witness.add(path, line))
+        if self._run is not None:
+            self._run.end(clean=not self._open)
+        self._chain.close()
+        self._disk.close()
+        self._second.close()
+        self._disk, self._second = _Worker("the disk"), _Worker("it")
 
 
-def _instant(since: str | None) -> str | None:
-    """A time as the log writes it."""
-    if since is None:
-        return None
+@dataclass(slots=True)
+class _Sync:
+    """What makes all durable that is written up to `covers`; `work` may run in a thread.
+
+    `growing` is a descriptor of its own: the log's may be closed meanwhile. After a sync that failed, the kernel takes
+    what it could not write for written: everything from `again` on is written once more before it is relied upon.
+    """
+
+    covers: int
+    retired: list[int]
+    growing: int | None
+    folder: Path | None
+    end: int
+    again: int | None
+    sync: Callable[[int], None]
+    failed: OSError | None = None
+
+    def work(self) -> None:
+        try:
+            if self.again is not None and self.growing is not None:
+                _write_again(self.growing, self.again, self.end)
+            for descriptor in (*self.retired, *(() if self.growing is None else (self.growing,))):
+                self.sync(descriptor)
+            if self.folder is not None:
+                runs.sync_folder(self.folder)
+        except OSError as error:
+            self.failed = error
+        finally:
+            if self.growing is not None:
+                os.close(self.growing)
+
+
+def _write_again(descriptor: int, begin: int, end: int) -> None:
+    """Write the same bytes to the same place. Raises `OSError`."""
+    # On a descriptor that appends, pwrite would append, too.
+    plain = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        given = datetime.fromisoformat(since)
-        moment = given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        hint = "Write it like 2026-01-31 or 2026-01-31T08:00."
-        raise InvalidArguments(f"since: {since[:40]!r} is no time", hint=hint) from error
-    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+        while begin < end and (part := os.pread(descriptor, min(BLOCK, end - begin), begin)):
+            begin += os.pwrite(plain, part, begin)
+    finally:
+        os.close(plain)
+
+
+class _Worker:
+    """One thread that nothing else in the process can keep busy; it begins with its first work."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._threads = ThreadPoolExecutor(1, "audit")
+        self._working: Future[None] | None = None
+
+    async def do(self, work: Callable[[], None]) -> None:
+        """Do it within `SYNC_WITHIN`. Raises `OSError`."""
+        if self._working is not None and not self._working.done():
+            raise OSError(errno.EBUSY, f"{self._what} does not answer")
+        self._working = self._threads.submit(work)
+        answer = asyncio.wrap_future(self._working)
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait((answer,), timeout=SYNC_WITHIN)
+        if not answer.done():
+            raise OSError(errno.ETIMEDOUT, f"{self._what} took longer than {SYNC_WITHIN:g} s")
+        answer.result()
+
+    def do_now(self, work: Callable[[], None]) -> None:
+        """Do it within `CLOSE_WITHIN`, without an event loop. Raises `OSError`, also `TimeoutError`."""
+        self._threads.submit(work).result(CLOSE_WITHIN)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)

@@ -22,12 +22,11 @@ from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
 from systemmanager.approvals.webhook import Webhook
-from systemmanager.audit.log import AuditLog
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.freezing import Freezer
 from systemmanager.gateway import Gateway
-from systemmanager.journal import Journal
+from systemmanager.journal import Journal, audit_log
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
@@ -188,18 +187,19 @@ def _named(path: Path, setting: str) -> Path:
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """A gateway made from settings; leaving it closes every connection. Raises `ConfigError`."""
     targets, policy, state = load_registry(settings), load_policy(settings), prepare_state(settings)
-    audit = AuditLog(state.audit_log)
+    journal = Journal(audit_log(settings, state))
     surroundings = Surroundings(state.runtime, (state.known_hosts, *KNOWN_HOSTS), protected=(state.folder,))
     try:
         async with Executors(surroundings) as executors:
             gateway = Gateway(
                 targets,
                 executors.open,
-                Journal(audit),
+                journal,
                 policy,
                 root=os.geteuid() == 0,
                 secrets=_secrets(settings, state),
             )
+            journal.begin()
             webhook = webhook_of(settings)
             gateway.desk = Desk(approvals_of(state), gateway.journal, webhook)
             gateway.freezer = Freezer(state.folder)
@@ -210,7 +210,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 watching.cancel()
                 await asyncio.wait([watching])
     finally:
-        audit.close()
+        journal.log.close()
 
 
 def _secrets(settings: Settings, state: State) -> frozenset[str]:

@@ -1,0 +1,57 @@
+"""A second place for the checkpoints: whoever cuts the log has to reach that, too."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from systemmanager.audit.record import parsed, sealed
+from systemmanager.audit.segments import APPEND, open_to_read, regular
+
+MOST_OF_A_CHECKPOINT = 4096
+
+
+def add(path: Path, line: bytes) -> None:
+    """Append a checkpoint, on the disk when this returns; one that is older than the last there says nothing new.
+
+    Raises `OSError`. May block as long as the place does: not to be called in the event loop.
+    """
+    descriptor = regular(os.open(path, APPEND | os.O_CREAT, 0o600), path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        end = os.pread(descriptor, MOST_OF_A_CHECKPOINT, max(0, size - MOST_OF_A_CHECKPOINT))
+        last = parsed(end.rstrip(b"\n").rpartition(b"\n")[2]) or {}
+        if last.get("n", 0) < (parsed(line) or {"n": 0})["n"]:
+            whole = line if not end or end.endswith(b"\n") else b"\n" + line
+            if os.write(descriptor, whole) < len(whole):
+                raise OSError(f"{path} has no room left")
+            os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Witness:
+    """The checkpoints of a witness file as they stood when it was opened, in order, in constant memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.fdopen(open_to_read(path), "rb")
+        self._end = os.fstat(self._file.fileno()).st_size
+        self.name = path.name
+        self.line = 0
+        self.unreadable = 0
+
+    def checkpoints(self) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+        """Line number, line and record of each; what is no record is counted."""
+        while self._file.tell() < self._end:
+            line = self._file.readline(MOST_OF_A_CHECKPOINT).rstrip(b"\n")
+            self.line += 1
+            record = parsed(line) if sealed(line) is not None else None
+            if record is not None and isinstance(record.get("n"), int):
+                yield self.line, line, record
+            else:
+                self.unreadable += 1
+
+    def close(self) -> None:
+        self._file.close()
