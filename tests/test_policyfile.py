@@ -6,10 +6,11 @@ import pytest
 
 from systemmanager import policyfile, settings
 from systemmanager.errors import ConfigError
+from systemmanager.operation import Risk
 from systemmanager.request import Grant
 from systemmanager.scopes import BUNDLES
 from systemmanager.server import app
-from tests.support import run
+from tests.support import run, target
 
 GOOD = """\
 version: "1.0"
@@ -41,8 +42,54 @@ def test_what_a_policy_grants(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD.replace("tag:ci", "tag:cd")).version != policy.version
 
 
+APPROVALS = """\
+version: "1.0"
+approvals:
+  channels: [operator, webhook]
+  elicitation: moderate
+  approvers: [root, "*@ops.example"]
+  lifetime_minutes: 5
+  require:
+    - risks: [high, critical]
+      targets: env:prod
+    - risks: [critical]
+"""
+
+
+def test_what_a_policy_says_of_approvals(tmp_path: Path) -> None:
+    policy = load(tmp_path, APPROVALS)
+    said = policy.approvals
+    assert (said.channels, said.approvers, said.lifetime) == (("operator", "webhook"), ("root", "*@ops.example"), 300)
+    assert not said.elicits(Risk.LOW), "it is no channel here"
+    prod, other = target("a", metadata={"environment": "prod"}), target("b")
+    demanded = [(risk, one.id) for risk in Risk for one in (prod, other) if policy.demands(risk, one)]
+    assert demanded == [(Risk.HIGH, "a"), (Risk.CRITICAL, "a"), (Risk.CRITICAL, "b")]
+    default = policyfile.BUILTIN
+    assert default.approvals == load(tmp_path, GOOD).approvals and default.demands(Risk.CRITICAL, prod) is None
+
+
+@pytest.mark.parametrize("limit", ["none", *Risk])
+def test_how_far_the_client_itself_may_be_asked(tmp_path: Path, limit: str) -> None:
+    said = load(tmp_path, f'version: "1.0"\napprovals: {{elicitation: {limit}}}').approvals
+    order = ["none", *Risk]
+    assert [said.elicits(risk) for risk in Risk] == [order.index(risk) <= order.index(limit) for risk in Risk]
+
+
 ENTRY = 'version: "1.0"\ngrants:\n  - '
 WRONG: dict[str, tuple[str, str]] = {
+    "no channel": ('version: "1.0"\napprovals: {channels: []}', "approvals.channels"),
+    "unknown channel": ('version: "1.0"\napprovals: {channels: [email]}', "approvals.channels.0"),
+    "unknown limit": ('version: "1.0"\napprovals: {elicitation: some}', "approvals.elicitation"),
+    "no lifetime": ('version: "1.0"\napprovals: {lifetime_minutes: 0}', "approvals.lifetime_minutes"),
+    "a boolean lifetime": ('version: "1.0"\napprovals: {lifetime_minutes: true}', "approvals.lifetime_minutes"),
+    "everybody approves": ('version: "1.0"\napprovals: {approvers: ["*"]}', "approvals.approvers.0"),
+    "no risk": ('version: "1.0"\napprovals: {require: [{risks: []}]}', "approvals.require.0.risks"),
+    "low risk": ('version: "1.0"\napprovals: {require: [{risks: [low]}]}', "approvals.require.0.risks.0"),
+    "bad selector in a demand": (
+        'version: "1.0"\napprovals: {require: [{risks: [high], targets: "tga:web"}]}',
+        "there is no 'tga':",
+    ),
+    "misspelt approvals": ('version: "1.0"\napprovals: {approver: [root]}', "did you mean 'approvers'?"),
     "no mapping": ("[]", "must hold `version` and `grants`"),
     "no version": ("grants: []", "version: is missing"),
     "unknown key": ('version: "1.0"\ngrant: []', "2:1: grant: unknown key; did you mean 'grants'?"),

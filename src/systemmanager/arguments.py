@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, creat
 from pydantic_core import ErrorDetails
 
 from systemmanager.errors import InvalidArguments, nearest
-from systemmanager.operation import Operation
+from systemmanager.operation import Operation, Risk
 from systemmanager.params import Format
 
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -48,7 +48,9 @@ def call_model(operation: Operation) -> type[BaseModel]:
     elif operation.selection == "required":
         shared |= {"targets": _REQUIRED}
     if operation.mutates or operation.access.approval:
-        shared |= {"dry_run": _DRY_RUN, "approval_id": _APPROVAL}
+        shared |= {"dry_run": _DRY_RUN}
+    if operation.mutates or any(access.approval or access.risk is not Risk.LOW for access in operation.accesses):
+        shared |= {"approval_id": _APPROVAL}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
 
 

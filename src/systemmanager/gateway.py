@@ -226,6 +226,7 @@ class Gateway:
     ) -> list[Request]:
         """What the gate is asked, per target. Without a `call` it is for an explanation: nothing is counted."""
         access, recent = operation.access_for(arguments), self._recent.counts(principal.subject)
+        policy = call.policy if call else self.policy
         grants = [(grant, registry.granted(grant)) for grant in principal.grants]
         neighbours = registry.hosts(principal.grants) if operation.port == "Network" else frozenset[str]()
         found, frozen = [], self.freezer.now()
@@ -248,6 +249,7 @@ class Gateway:
                 else getattr(target.connection, "username", None) == "root",
                 neighbours=neighbours,
                 freeze=frozen.on(target, via) if frozen.anything else NOT_FROZEN,
+                demanded=policy.demands(access.risk, target),
                 dry_run=call.shared.dry_run if call else False,
             )
             found.append(request)

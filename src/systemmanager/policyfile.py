@@ -10,10 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from systemmanager import yamlfile
 from systemmanager.errors import ConfigError, Problem, UnknownTarget
+from systemmanager.operation import Risk
+from systemmanager.params import NotBoolean
+from systemmanager.policy.demands import NO_DEMANDS, Approvals, Channel, Demand
 from systemmanager.policy.grants import GrantRule, granted_to
 from systemmanager.request import Grant
 from systemmanager.scopes import expand
-from systemmanager.selectors import selector
+from systemmanager.selectors import matches, selector
+from systemmanager.target import Target
 
 
 def _readable(expression: str) -> str:
@@ -64,11 +68,50 @@ class GrantEntry(_Model):
         )
 
 
+class DemandEntry(_Model):
+    """Calls that need an approval although their tool does not say so."""
+
+    risks: Annotated[tuple[Literal["moderate", "high", "critical"], ...], Field(min_length=1)]
+    targets: Selector | None = Field(default=None, description="Selector; without it on all targets.")
+
+    def demand(self) -> Demand:
+        return Demand(frozenset(map(Risk, self.risks)), self.targets)
+
+
+class ApprovalsEntry(_Model):
+    """Who must say yes, and how."""
+
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)] = Field(
+        default=NO_DEMANDS.channels, description="Tried in this order; what is not named can't answer."
+    )
+    elicitation: Literal["none", "low", "moderate", "high", "critical"] = Field(
+        default="none", description="Highest risk that the person at the client may approve."
+    )
+    approvers: tuple[Subject, ...] | None = Field(
+        default=None,
+        description="Who may answer: root, local:1000, ann@example.com, *@example.com.",
+    )
+    lifetime_minutes: Annotated[int, Field(ge=1, le=1440), NotBoolean] = Field(
+        default=30, description="How long a request waits, and a yes for its use."
+    )
+    require: tuple[DemandEntry, ...] = ()
+
+    def approvals(self) -> Approvals:
+        return Approvals(
+            tuple(dict.fromkeys(self.channels)),
+            None if self.elicitation == "none" else Risk(self.elicitation),
+            self.approvers,
+            self.lifetime_minutes * 60,
+            tuple(entry.demand() for entry in self.require),
+        )
+
+
 class PolicyDocument(_Model):
     """A whole `policy.yaml`."""
 
     version: Literal["1.0"]
     grants: tuple[GrantEntry, ...] = ()
+    approvals: ApprovalsEntry = ApprovalsEntry()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +121,18 @@ class Policy:
     grants: tuple[GrantRule, ...] = ()
     version: str = "built-in"
     source: str = "built-in"
+    approvals: Approvals = NO_DEMANDS
 
     def grants_for(self, subject: str, groups: Collection[str] = (), tags: Collection[str] = ()) -> tuple[Grant, ...]:
         """What one caller holds by it."""
         return granted_to(self.grants, subject, groups, tags)
+
+    def demands(self, risk: Risk, target: Target) -> str | None:
+        """Why it wants an approval for a call of this risk on a target; None when it does not."""
+        for demand in self.approvals.require:
+            if risk in demand.risks and (demand.targets is None or matches(demand.targets, target)):
+                return f"policy.yaml requires for {risk} calls" + (f" on {demand.targets}" if demand.targets else "")
+        return None
 
 
 BUILTIN = Policy()
@@ -106,4 +157,5 @@ def load(path: Path) -> Policy:
         tuple(entry.rule() for entry in document.grants),
         version=hashlib.sha256(loaded.text.encode()).hexdigest()[:12],
         source=where,
+        approvals=document.approvals.approvals(),
     )

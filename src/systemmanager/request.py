@@ -72,7 +72,7 @@ class Request:
     the target lacks to be used. `granted` are the principal's grants that hold on this target; `root` says that the
     target is reached as root already. `neighbours` are names and addresses of all targets that any grant of the
     principal holds on: diagnostics may reach those.
-    `approvers` are the people who said yes to exactly this call.
+    `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
     """
 
     call_id: str
@@ -88,6 +88,7 @@ class Request:
     root: bool = False
     neighbours: frozenset[str] = frozenset()
     freeze: Freeze = NOT_FROZEN
+    demanded: str | None = None
     approvers: tuple[str, ...] = ()
     dry_run: bool = False
 

@@ -122,6 +122,9 @@ class Constraints(_Model):
     images: tuple[Glob, ...] | None = Field(
         default=None, description="Images that may be pulled or run (globs), with or without :tag."
     )
+    dual_approval: bool = Field(
+        default=False, description="What needs an approval here needs it from two different people."
+    )
     max_output_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024), NotBoolean] = Field(
         default=1024 * 1024, description="Most bytes that are read of one command's or file's output."
     )

@@ -272,6 +272,14 @@ def test_rate(risk: Risk, limit: int) -> None:
 )
 def test_approval(needed: bool, by: tuple[str, ...], answer: Answer) -> None:
     assert judged("approval", request(replace(READ, approval=needed), approvers=by)).answer is answer
+    asked = request(approvers=by, demanded="policy.yaml requires for high calls" if needed else None)
+    assert judged("approval", asked).answer is answer
+
+
+@pytest.mark.parametrize(("by", "answer"), [((), ASK), (("Ann",), ASK), (("Ann", "Bob"), ALLOW)])
+def test_dual_approval_needs_two_people(by: tuple[str, ...], answer: Answer) -> None:
+    asked = request(replace(READ, approval=True), constraints={"dual_approval": True}, approvers=by)
+    assert judged("approval", asked).answer is answer
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------

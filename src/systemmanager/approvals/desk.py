@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from systemmanager.approvals.answers import NoAnswer
+from systemmanager.approvals.people import listed
 from systemmanager.approvals.question import Question, question_of
 from systemmanager.approvals.store import ApprovalStore, Asked
 from systemmanager.errors import ApprovalRefused, GatewayError, NotFound
 from systemmanager.journal import Call, Journal
+from systemmanager.policy.demands import Approvals
 from systemmanager.request import Answer, Decision, Request, Verdict
 
 Judge = Callable[[Request], Decision]
@@ -83,6 +85,7 @@ class Desk:
     store: ApprovalStore
     journal: Journal
     webhook: "Webhook | None" = None
+    rules: Callable[[], Approvals] = Approvals
     _promised: set[str] = field(default_factory=set)
 
     async def settle(self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge) -> Settled:
@@ -114,11 +117,13 @@ class Desk:
             question.shown,
             question.digest,
             needed=question.needed,
+            lifetime=self.rules().lifetime,
         )
         if made:
             log.info("a call waits for an approval", approval_id=asked.id, tool=asked.tool, subject=asked.subject)
             await self._event("approval ask", asked, asked.subject, call_id=call.id)
-        if asked.state == "pending" and self.webhook is not None and asked.id not in self._promised:
+        told = self.webhook is not None and "webhook" in self.rules().channels and asked.id not in self._promised
+        if asked.state == "pending" and self.webhook is not None and told:
             asked = await self._tell(self.webhook, asked)
             if asked.state == "approved":
                 return await self._redeem(call, asked.id, question)
@@ -169,11 +174,11 @@ class Desk:
             how = f"It is approved: call again, unchanged, with approval_id={asked.id}"
         else:
             who = "the person" if asked.needed == 1 else f"{asked.needed} people"
-            how = (
-                f"Tell {who}: systemmanager approvals approve {asked.id}. "
-                f"Then call again, unchanged, with approval_id={asked.id}"
-            )
-            details["channels"] = ["operator"] if self.webhook is None else ["webhook", "operator"]
+            ways = {"operator"} if self.webhook is None else {"operator", "webhook"}
+            details["channels"] = [one for one in self.rules().channels if one in ways]
+            by_hand = "operator" in details["channels"]
+            how = f"Tell {who}: systemmanager approvals approve {asked.id}. Then" if by_hand else "Once it is given,"
+            how = f"{how} call again, unchanged, with approval_id={asked.id}"
         return Verdict("approval", Answer.ASK, reason, "approval_required", how, details=details)
 
     # --- The side of those who answer -----------------------------------------------------------------------------
@@ -181,6 +186,7 @@ class Desk:
     async def answer(self, id: str, person: str, approved: bool, channel: str, *, digest: str | None = None) -> Asked:
         """Take one person's answer, and write it down."""
         try:
+            self._may_answer(person, channel)
             asked = await asyncio.to_thread(self.store.answer, id, person, approved, channel, digest=digest)
         except ApprovalRefused as error:
             details = {"id": id[:40], "channel": channel, "approved": approved, "why": error.message}
@@ -188,6 +194,13 @@ class Desk:
             raise
         await self._event("approval yes" if approved else "approval no", asked, person, channel=channel)
         return asked
+
+    def _may_answer(self, person: str, channel: str) -> None:
+        rules = self.rules()
+        if channel not in rules.channels:
+            raise ApprovalRefused(f"policy.yaml lets nobody answer by {channel}")
+        if rules.approvers is not None and not listed(person, rules.approvers):
+            raise ApprovalRefused(f"{person!r} is not among the approvers of policy.yaml")
 
     async def get(self, id: str) -> Asked:
         return await asyncio.to_thread(self.store.get, id)

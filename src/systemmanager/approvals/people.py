@@ -12,6 +12,8 @@ def same(one: str, other: str) -> bool:
 def listed(person: str, allowed: tuple[str, ...]) -> bool:
     """Whether a list of approvers names a person: by the name itself, or a local one by uid or user name."""
     own = {person.casefold()} | (_account(person) if person.startswith("local:") else set())
+    at = person.casefold().rpartition("@")
+    own |= {f"*@{at[2]}"} if at[0] and at[2] else set()
     return any(name.casefold() in own for name in allowed)
 
 

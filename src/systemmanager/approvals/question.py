@@ -49,4 +49,4 @@ def question_of(call: Call, requests: Sequence[Request], plan: Any = None) -> Qu
             f"the call is too large to be shown whole to a person: more than {MOST_SHOWN} characters",
             hint="Ask for less in one call.",
         )
-    return Question(digest_of(real), shown)
+    return Question(digest_of(real), shown, 2 if any(one.target.constraints.dual_approval for one in requests) else 1)

@@ -192,7 +192,7 @@ class ApprovalStore:
         answers = tuple(
             Given(person, bool(approved), channel)
             for person, approved, channel in database.execute(
-                "SELECT person, approved, channel FROM answer WHERE request = ? ORDER BY given, person", (id,)
+                "SELECT person, approved, channel FROM answer WHERE request = ? ORDER BY rowid", (id,)
             )
         )
         state = self._state(answers, needed, expires, used)

@@ -201,7 +201,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             )
             journal.begin()
             webhook = webhook_of(settings)
-            gateway.desk = Desk(approvals_of(state), gateway.journal, webhook)
+            gateway.desk = Desk(approvals_of(state), gateway.journal, webhook, lambda: gateway.policy.approvals)
             gateway.freezer = Freezer(state.folder)
             watching = asyncio.create_task(gateway.freezer.watch())
             try:
