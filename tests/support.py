@@ -15,6 +15,7 @@ from systemmanager.audit.reading import query
 from systemmanager.errors import NameNotResolved
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished
+from systemmanager.executors.own_files import OwnFiles
 from systemmanager.fencing import unfenced
 from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal
@@ -100,7 +101,7 @@ async def real_gateway(tmp_path: Path, *targets: Target, **fields: Any) -> Async
     """A gateway over the real executors, with its state below `tmp_path`."""
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700, exist_ok=True)
-    surroundings = Surroundings(runtime, (), protected=(tmp_path / "protected",))
+    surroundings = Surroundings(runtime, (), OwnFiles(tmp_path / "protected"))
     audit = AuditLog(tmp_path / "audit.jsonl")
     try:
         async with Executors(surroundings) as executors:

@@ -3,7 +3,9 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import pytest
 
 from systemmanager.errors import GatewayError
 from systemmanager.executors import local_files
+from systemmanager.executors.beneath import open_beneath
 from systemmanager.executors.local_files import LocalFiles
+from systemmanager.executors.own_files import OwnFiles
 from systemmanager.request import Permit
+from tests.conftest import need
 from tests.support import run, target
 
 
@@ -33,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 def files(*roots: Path | str, protected: tuple[Path, ...] = ()) -> LocalFiles:
     one = target(constraints={"paths": [str(root) for root in roots]})
-    return LocalFiles(Permit("call", one, (), None, 10), protected)  # type: ignore[arg-type]
+    return LocalFiles(Permit("call", one, (), None, 10), OwnFiles(*protected))  # type: ignore[arg-type]
 
 
 def read(port: LocalFiles, path: Path | str, offset: int = 0, size: int = 1000) -> bytes:
@@ -177,30 +182,127 @@ def test_a_name_that_is_not_utf8_does_not_break_the_list(root: Path) -> None:
     assert "bad-\ufffd" in {Path(entry.path).name for entry in run(files(root).list(str(root)))}
 
 
-def test_a_link_that_is_swapped_all_the_time_never_leads_out(root: Path) -> None:
-    stop, port, seen = threading.Event(), files(root), set()
-    (root / "good").symlink_to("app.log")
-    (root / "evil").symlink_to("../outside/secret")
+ROUNDS = 5_000
+"""Reads while somebody swaps, of each kind."""
 
-    def swap() -> None:
+
+def swapped(root: Path, port: LocalFiles, swap: Callable[[], None], path: Path) -> Counter[bytes]:
+    """What reads of `path` answer while `swap` is done over and over: contents, or codes of errors."""
+    stop, seen = threading.Event(), Counter[bytes]()
+
+    def swapping() -> None:
         while not stop.is_set():
-            for name in ("evil", "good"):
-                (root / "next").symlink_to((root / name).readlink())
-                (root / "next").rename(root / "swapped")
+            swap()
 
-    (root / "swapped").symlink_to("app.log")
-    swapper = threading.Thread(target=swap)
+    swapper = threading.Thread(target=swapping)
     swapper.start()
     try:
-        for _ in range(300):
+        for _ in range(ROUNDS):
             try:
-                seen.add(port._read(str(root / "swapped"), 0, 100))
+                seen[port._read(str(path), 0, 100)] += 1
             except GatewayError as error:
-                seen.add(error.code.encode())
+                seen[error.code.encode()] += 1
     finally:
         stop.set()
         swapper.join()
-    assert seen <= {b"one\ntwo\n", b"path_outside"}
+    return seen
+
+
+def test_a_link_that_is_swapped_all_the_time_never_leads_out(root: Path) -> None:
+    def swap() -> None:
+        for text in ("../outside/secret", "app.log"):
+            (root / "next").symlink_to(text)
+            (root / "next").rename(root / "swapped")
+
+    (root / "swapped").symlink_to("app.log")
+    seen = swapped(root, files(root), swap, root / "swapped")
+    assert set(seen) == {b"one\ntwo\n", b"path_outside"}, seen
+
+
+def test_a_folder_that_is_swapped_for_a_link_never_leads_out(root: Path) -> None:
+    (root / "folder" / "secret").write_text("inside")
+
+    def swap() -> None:
+        (root / "folder").rename(root / "aside")
+        (root / "folder").symlink_to("../outside")
+        (root / "folder").unlink()
+        (root / "aside").rename(root / "folder")
+
+    seen = swapped(root, files(root), swap, root / "folder" / "secret")
+    assert set(seen) <= {b"inside", b"path_outside", b"not_found"} and seen[b"inside"], seen
+
+
+def test_the_kernel_has_the_last_word_on_what_was_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk that was led astray is caught: below the root the kernel finds something else."""
+    need("openat2", None if beneath(root, "app.log") else "the kernel has no openat2")
+    walk = local_files._walk
+
+    def led_astray(path: str, judge: Any, roots: Any = ()) -> tuple[int, str]:
+        found, real = walk(path, judge, roots)
+        if not real.endswith("app.log"):
+            return found, real
+        os.close(found)
+        return os.open(root.parent / "outside" / "secret", os.O_PATH), real
+
+    monkeypatch.setattr(local_files, "_walk", led_astray)
+    assert code(files(root), root / "app.log") == "path_outside"
+
+
+def beneath(root: Path, path: str) -> bool:
+    folder = os.open(root, os.O_PATH)
+    try:
+        found = open_beneath(folder, path)
+    finally:
+        os.close(folder)
+    if found is not None:
+        os.close(found)
+    return found is not None
+
+
+@pytest.mark.parametrize("path", ["up/secret", "../outside/secret", "/etc/passwd", "proc/self/root/etc/passwd"])
+def test_openat2_opens_nothing_but_what_is_below(root: Path, path: str) -> None:
+    need("openat2", None if beneath(root, "folder/deep.txt") else "the kernel has no openat2")
+    (root / "link").symlink_to("app.log")
+    (root / "up").symlink_to("../outside")
+    (root / "proc").symlink_to("/proc")
+    with pytest.raises(OSError, match=r"."):
+        beneath(root, path)
+
+
+def test_without_openat_2_the_walk_alone_decides(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "open_beneath", lambda *_: None)
+    (root / "link").symlink_to("../outside/secret")
+    assert read(files(root), root / "app.log") == b"one\ntwo\n"
+    assert code(files(root), root / "link") == "path_outside"
+
+
+def test_a_file_that_grows_is_read_as_it_is(root: Path) -> None:
+    port = files(root)
+    with (root / "app.log").open("a") as log:
+        for number in range(100):
+            log.write(f"{number}\n")
+            log.flush()
+            assert read(port, root / "app.log", 8, 4096).endswith(f"{number}\n".encode())
+
+
+def test_names_are_bytes_and_are_not_made_alike(root: Path) -> None:
+    composed, decomposed = unicodedata.normalize("NFC", "caf\u00e9"), unicodedata.normalize("NFD", "caf\u00e9")
+    (root / decomposed).write_text("NFD")
+    assert read(files(root), root / decomposed) == b"NFD"
+    assert code(files(root), root / composed) == "not_found"
+    (root / composed).write_text("NFC")
+    assert [read(files(root), root / name) for name in (composed, decomposed)] == [b"NFC", b"NFD"]
+
+
+def test_a_dangling_link_is_not_found(root: Path) -> None:
+    (root / "link").symlink_to("nowhere")
+    assert {code(files(root), root / "link", action) for action in ("read", "list", "info")} == {"not_found"}
+
+
+def test_a_long_name_and_a_nul_are_no_files(root: Path) -> None:
+    assert code(files(root), root / ("x" * 300)) == "not_found"
+    with pytest.raises((GatewayError, ValueError)):
+        read(files(root), f"{root}/app.log\0")
 
 
 def test_what_the_user_may_not_read_is_a_matter_of_rights(root: Path) -> None:

@@ -7,12 +7,13 @@ imported when it is first used.
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from systemmanager.errors import Unsupported
+from systemmanager.executors.own_files import OwnFiles
 from systemmanager.request import Permit
 from systemmanager.target import Target
 
@@ -22,12 +23,12 @@ class Surroundings:
     """What executors need of the gateway's own machine.
 
     `runtime` is a private folder for sockets; `known_hosts` are the files that are read when a target names none;
-    `protected` are folders of the gateway that no file tool may read.
+    `own_files` are the gateway's, which no file tool may read.
     """
 
     runtime: Path
     known_hosts: tuple[Path, ...] = ()
-    protected: tuple[Path, ...] = ()
+    own_files: OwnFiles = field(default_factory=OwnFiles)
 
 
 class Executor(Protocol):

@@ -126,7 +126,7 @@ class LocalExecutor:
             case "Facts":
                 return _module("local_facts").LocalFacts()
             case "Files":
-                return _module("local_files").LocalFiles(permit, self._surroundings.protected)
+                return _module("local_files").LocalFiles(permit, self._surroundings.own_files)
             case "Network":
                 return _module("local_network").LocalNetwork(permit)
             case "Docker":

@@ -2,7 +2,8 @@
 
 Every component is opened relative to the folder before it and without following links; a link is read and its text
 walked like a path of its own. So what was judged is what is opened: there is no moment in which a rename or a new link
-could change it, and `/proc`'s magic links lead nowhere.
+could change it, and `/proc`'s magic links lead nowhere. Where the kernel has openat2 it must agree in the end, by one
+step of its own from the allowed root to the file.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from systemmanager.errors import NotFound, PathOutside, PrivilegeRequired, TargetError, Unsupported, did_you_mean
+from systemmanager.executors.beneath import open_beneath
+from systemmanager.executors.own_files import OwnFiles
 from systemmanager.ports import FileInfo, FileKind
 from systemmanager.request import Permit
 
@@ -34,14 +37,14 @@ _THREADS = ThreadPoolExecutor(8, "files")
 
 
 class LocalFiles:
-    """Reads below `constraints.paths`. `protected` are the gateway's own folders: never read, wherever they lie.
+    """Reads below `constraints.paths`, but never the gateway's own files.
 
     `/proc` is never read either: it holds the environment and memory of every process, the gateway's too.
     """
 
-    def __init__(self, permit: Permit, protected: tuple[Path, ...]) -> None:
+    def __init__(self, permit: Permit, own: OwnFiles) -> None:
         self._roots = permit.target.constraints.paths
-        self._protected = (*map(os.path.realpath, protected), "/proc")
+        self._own = own
 
     async def info(self, path: str) -> FileInfo:
         return await _in_thread(lambda: self._info(path))
@@ -72,21 +75,10 @@ class LocalFiles:
                 raise Unsupported(
                     f"{path} is a {_what(status.st_mode)}", hint="Only regular files are read; list shows a directory."
                 )
-            if status.st_nlink > 1:
-                self._refuse_other_name(path, status)
+            if status.st_nlink > 1 and self._own.is_one(status):
+                raise _own(path)
             with _reopened(found, os.O_NONBLOCK | os.O_NOCTTY, path) as file:
                 return _pread(file, path, offset, size)
-
-    def _refuse_other_name(self, path: str, status: os.stat_result) -> None:
-        """A hard link is a second name, and the first may lie in the gateway's own folders."""
-        own = (place for root in self._protected[:-1] for place in islice(Path(root).rglob("*"), 10_000))
-        for place in own:
-            try:
-                same = os.path.samestat(place.lstat(), status)
-            except OSError:
-                continue
-            if same:
-                raise _own(path)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[tuple[int, str]]:
@@ -95,7 +87,7 @@ class LocalFiles:
 
         def judge(place: str) -> None:
             """Whether the walk may look at `place`; whether it may end there is asked at the end."""
-            if _inside(place, self._protected):
+            if _inside(place, ("/proc",)) or self._own.holds(place):
                 raise _own(path)
             if not _inside(place, roots) and place not in on_the_way:
                 raise _outside(path)
@@ -109,11 +101,32 @@ class LocalFiles:
         try:
             if not _inside(real, roots):
                 raise _outside(path)
+            _agrees(descriptor, real, roots, path)
             if os.fstat(descriptor).st_dev == _proc_device():
                 raise _own(path)
             yield descriptor, real
         finally:
             os.close(descriptor)
+
+
+def _agrees(descriptor: int, real: str, roots: Sequence[str], path: str) -> None:
+    """The kernel finds the same thing below the same root, in one step and without a link. Raises `PathOutside`."""
+    root = max((one for one in roots if _inside(real, (one,))), key=len)
+    opened = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+    try:
+        for below in (root.strip("/"), real[len(root.rstrip("/")) :].strip("/")):
+            found = open_beneath(opened[-1], below)
+            if found is None:
+                return
+            opened.append(found)
+        if os.path.samestat(os.fstat(opened[-1]), os.fstat(descriptor)):
+            return
+    except OSError:
+        pass  # it went away, or became a link
+    finally:
+        for one in opened:
+            os.close(one)
+    raise PathOutside(f"{path} changed while it was opened", hint="Try again.")
 
 
 def _resolved(configured: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:

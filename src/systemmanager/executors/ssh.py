@@ -40,6 +40,7 @@ class SshProbe:
 class SshExecutor:
     def __init__(self, surroundings: Surroundings) -> None:
         self._runtime = surroundings.runtime
+        self._own_files = surroundings.own_files
         self._connections = Connections(surroundings.known_hosts)
 
     async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> Any:
@@ -51,7 +52,7 @@ class SshExecutor:
             case "Facts":
                 return SshFacts(permit, kept)
             case "Files":
-                return SshFiles(permit, kept)
+                return SshFiles(permit, kept, self._own_files)
             case "Network":
                 return SshNetwork(permit, kept)
             case "Docker":

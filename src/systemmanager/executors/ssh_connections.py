@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import anyio
 import asyncssh
 
+from systemmanager.addresses import parse
 from systemmanager.errors import ConnectionLost, TargetError
 from systemmanager.executors.ssh_dial import Client, dial
 from systemmanager.target import SshConnection, Target
@@ -58,6 +59,13 @@ class Kept:
 
     def lost(self) -> ConnectionLost:
         return ConnectionLost(f"the connection to {self.target.id!r} was lost")
+
+    @property
+    def same_machine(self) -> bool:
+        """Whether the target is the gateway's own machine, as far as the connection's two ends tell."""
+        here, there = (self.connection.get_extra_info(name) or ("",) for name in ("sockname", "peername"))
+        address = parse(str(there[0]))
+        return self.outer is None and address is not None and (address.is_loopback or here[0] == there[0])
 
     async def session(self, session: S, **how: Any) -> S:
         """Open a session channel (exec or subsystem); its place among the eight is free when it has closed."""

@@ -6,8 +6,10 @@ is resolved and looked at again, and both looks and the open file must agree.
 """
 
 import asyncio
+import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 
 import asyncssh
 
@@ -22,6 +24,7 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.executors import procfs
+from systemmanager.executors.own_files import OwnFiles
 from systemmanager.executors.ssh_connections import Kept
 from systemmanager.executors.ssh_sftp import (
     CLOSE,
@@ -93,9 +96,10 @@ async def _started(channel: Sftp) -> None:
 
 
 class SshFiles:
-    def __init__(self, permit: Permit, kept: Kept) -> None:
+    def __init__(self, permit: Permit, kept: Kept, own: OwnFiles) -> None:
         self._roots = permit.target.constraints.paths
         self._kept = kept
+        self._own = own if kept.same_machine else None
 
     async def info(self, path: str) -> FileInfo:
         sftp = await sftp_of(self._kept)
@@ -110,7 +114,7 @@ class SshFiles:
             raise Unsupported(f"{path} is not a directory", hint="Use info or read on it.")
         handle = as_string(await self._one(sftp, on_path(OPENDIR, real), path))
         try:
-            await self._unchanged(sftp, path, real, found)
+            await self._unchanged(sftp, path, real, found, found)
             entries = await _entries(sftp, handle)
         finally:
             sftp.forget(on_handle(CLOSE, handle))
@@ -132,7 +136,8 @@ class SshFiles:
         handle = as_string(await self._one(sftp, open_to_read(real), path))
         try:
             opened = as_attributes(await self._one(sftp, on_handle(FSTAT, handle), path))
-            await self._unchanged(sftp, path, real, opened)
+            await self._unchanged(sftp, path, real, found, opened)
+            await self._check_names(real, path)
             return await self._content(sftp, handle, path, offset, size)
         finally:
             sftp.forget(on_handle(CLOSE, handle))
@@ -178,17 +183,14 @@ class SshFiles:
                 raise await self._missing(sftp, path, roots) from error
             raise self._explained(error, path) from error
 
-    async def _unchanged(self, sftp: Sftp, path: str, real: bytes, opened: Attributes) -> None:
-        """What is open is still what that path means, and nothing on the way has become a link."""
+    async def _unchanged(self, sftp: Sftp, path: str, real: bytes, before: Attributes, opened: Attributes) -> None:
+        """What is open is what that path meant before and still means, and nothing on the way has become a link."""
         try:
             again = await _real(sftp, real)
-            found = as_attributes(await sftp.one(on_path(LSTAT, again)))
+            after = as_attributes(await sftp.one(on_path(LSTAT, again)))
         except Failed as error:
             raise self._explained(error, path) from error
-        same = (found.uid, found.gid, stat.S_IFMT(found.mode)) == (opened.uid, opened.gid, stat.S_IFMT(opened.mode))
-        # A log may grow between two looks: size and time may only go up.
-        grown = found.size >= opened.size and found.modified >= opened.modified
-        if again != real or not same or not (grown or stat.S_ISDIR(found.mode)):
+        if again != real or not (_could_be(before, opened) and _could_be(opened, after)):
             raise PathOutside(f"{path} changed while it was opened", hint="Try again.")
 
     async def _real_roots(self, sftp: Sftp) -> tuple[bytes, ...]:
@@ -208,6 +210,22 @@ class SshFiles:
             raise PathOutside(f"{path} belongs to /proc, which file tools never read")
         if not _below(real, roots):
             raise PathOutside(f"{path} leads out of the target's allowed paths", hint="constraints.paths names them.")
+        if self._own and self._own.holds(os.fsdecode(real)):
+            raise _gateways(path)
+
+    async def _check_names(self, real: bytes, path: str) -> None:
+        """SFTP tells no inode, but a file of this machine can be looked at from here: it may be the gateway's own."""
+        if (own := self._own) is None:
+            return
+
+        def linked() -> bool:
+            with suppress(OSError):
+                status = os.lstat(real)
+                return status.st_nlink > 1 and own.is_one(status)
+            return False
+
+        if await asyncio.to_thread(linked):
+            raise _gateways(path)
 
     async def _missing(self, sftp: Sftp, path: str, roots: Sequence[bytes]) -> NotFound:
         """What is near, told only where the folder is an allowed one."""
@@ -244,6 +262,17 @@ class SshFiles:
             self._kept.memory["names"] = procfs.users(both[0]), procfs.users(both[1])
         found: tuple[dict[int, str], dict[int, str]] = self._kept.memory["names"]
         return found
+
+
+def _could_be(earlier: Attributes, later: Attributes) -> bool:
+    """Whether two looks may be at one thing. A log may grow between them: size and time may only go up."""
+    same = (earlier.uid, earlier.gid, earlier.mode) == (later.uid, later.gid, later.mode)
+    grown = earlier.size <= later.size and earlier.modified <= later.modified
+    return same and (grown or stat.S_ISDIR(later.mode))
+
+
+def _gateways(path: str) -> PathOutside:
+    return PathOutside(f"{path} belongs to the gateway itself, which file tools never read")
 
 
 def _clean(path: str) -> bytes:

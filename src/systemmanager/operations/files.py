@@ -153,6 +153,7 @@ async def _lines(
         part = await text_files.last_lines(reader, info.size, count, offset)
     else:
         part = await text_files.matching_lines(reader, pattern, offset, min(count, MAX_PAGE))
+    names = f"The file has {info.links} names (hard links)." if info.links > 1 else None
     found = [MatchingLine(line=number, text=text) for number, text in part.lines]
     return FileAnswer(
         path=path,
@@ -162,7 +163,7 @@ async def _lines(
         size=info.size,
         truncated=part.more or None,
         next=str(part.next) if part.more else None,
-        note=part.note,
+        note=" ".join(filter(None, (part.note, names))) or None,
     )
 
 

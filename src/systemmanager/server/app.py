@@ -24,6 +24,7 @@ from systemmanager.approvals.store import ApprovalStore
 from systemmanager.approvals.webhook import Webhook
 from systemmanager.errors import ConfigError, Problem
 from systemmanager.executors import Executors, Surroundings
+from systemmanager.executors.own_files import OwnFiles
 from systemmanager.freezing import Freezer
 from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal, audit_log
@@ -40,6 +41,7 @@ from systemmanager.server.auth.tokens import Keys
 from systemmanager.server.changes import Changes
 from systemmanager.server.guard import Guard, GuardedServer
 from systemmanager.server.listing import Listing
+from systemmanager.server.own_files import of_gateway, of_targets
 from systemmanager.server.prompts import add_prompts
 from systemmanager.server.resources import add_resources
 from systemmanager.server.tools import Caller, OperationTool
@@ -84,6 +86,7 @@ class Running:
     executors: Executors
     settings: Settings
     state: State
+    own_files: OwnFiles
     changes: Changes | None = None
 
     def server(self, caller: Caller) -> FastMCP:
@@ -129,6 +132,7 @@ class Running:
             return False
         older = self.gateway.registry
         changes = older.changes(newer)
+        self.own_files.add(of_targets(newer))
         self.gateway.replace_registry(newer)
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
@@ -188,7 +192,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     """A gateway made from settings; leaving it closes every connection. Raises `ConfigError`."""
     targets, policy, state = load_registry(settings), load_policy(settings), prepare_state(settings)
     journal = Journal(audit_log(settings, state))
-    surroundings = Surroundings(state.runtime, (state.known_hosts, *KNOWN_HOSTS), protected=(state.folder,))
+    own_files = OwnFiles(*of_gateway(settings, state), *of_targets(targets))
+    surroundings = Surroundings(state.runtime, (state.known_hosts, *KNOWN_HOSTS), own_files)
     try:
         async with Executors(surroundings) as executors:
             gateway = Gateway(
@@ -205,7 +210,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             gateway.freezer = Freezer(state.folder)
             watching = asyncio.create_task(gateway.freezer.watch())
             try:
-                yield Running(gateway, executors, settings, state)
+                yield Running(gateway, executors, settings, state, own_files)
             finally:
                 watching.cancel()
                 await asyncio.wait([watching])
