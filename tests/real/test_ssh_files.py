@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import socket
 import time
+import unicodedata
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from systemmanager.errors import NotFound, PathOutside, PrivilegeRequired, TargetError, Unsupported
+from systemmanager.executors.ssh_files import SshFiles
 from tests.real.openssh import SshServer, SshServers
 from tests.real.ssh_ports import ssh_executor
 from tests.support import run
@@ -172,5 +175,64 @@ def test_a_swap_under_the_readers_feet_never_leads_out(tmp_path: Path, ssh_serve
         stop = True
         await swapping
         assert seen <= {b"inside", "path_outside", "not_found"}, seen
+
+    does(tmp_path, ssh_server, tree, work)
+
+
+def test_what_comes_out_differently_a_second_time_is_not_told(
+    tmp_path: Path, ssh_server: SshServer, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who swaps a file there and back within one look wins that look, but not all of them."""
+    once, looks = SshFiles._read_once, iter([b"secret"])
+
+    async def swapped(files: SshFiles, *arguments: Any) -> bytes:
+        return next(looks, None) or await once(files, *arguments)
+
+    monkeypatch.setattr(SshFiles, "_read_once", swapped)
+    tree.chmod(0o777)
+    with pytest.raises(PathOutside, match="changed"):
+        does(tmp_path, ssh_server, tree, lambda files: files.read(f"{tree}/app.log", 0, 6))
+    assert does(tmp_path, ssh_server, tree, lambda files: files.read(f"{tree}/app.log", 0, 6)) == b"line 1"
+
+
+def test_what_only_root_may_rename_is_read_once(
+    tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, looks = SshFiles._read_once, list[str]()
+
+    async def counted(files: SshFiles, *arguments: Any) -> bytes:
+        looks.append("look")
+        return await once(files, *arguments)
+
+    monkeypatch.setattr(SshFiles, "_read_once", counted)
+    folder = Path("/etc")
+    assert does(tmp_path, ssh_server, folder, lambda files: files.read("/etc/passwd", 0, 4)) == b"root"
+    assert len(looks) == 1
+
+
+def test_a_growing_file_a_name_in_nfd_and_a_socket(tmp_path: Path, ssh_server: SshServer, tree: Path) -> None:
+    tree.chmod(0o777)
+    decomposed = unicodedata.normalize("NFD", "caf\u00e9")
+    (tree / decomposed).write_text("NFD")
+    made = socket.socket(socket.AF_UNIX)
+    before = Path.cwd()
+    os.chdir(tree)  # a socket's path holds 108 characters
+    try:
+        made.bind("socket")
+    finally:
+        os.chdir(before)
+        made.close()
+
+    async def work(files: Any) -> None:
+        assert await files.read(f"{tree}/{decomposed}", 0, 10) == b"NFD"
+        with pytest.raises(NotFound):
+            await files.read(f"{tree}/caf\u00e9", 0, 10)
+        with pytest.raises(Unsupported):
+            await files.read(f"{tree}/socket", 0, 10)
+        with (tree / "app.log").open("a") as log:
+            for number in range(30):
+                log.write(f"{number}\n")
+                log.flush()
+                assert (await files.read(f"{tree}/app.log", 0, 4096)).endswith(f"{number}\n".encode())
 
     does(tmp_path, ssh_server, tree, work)

@@ -1,8 +1,10 @@
 """Files of an SSH target, over SFTP: below the allowed paths as the target itself resolves them, and judged again
 once they are open.
 
-SFTP has no openat: between judging and opening a name may come to mean something else. So after the opening the path
-is resolved and looked at again, and both looks and the open file must agree.
+SFTP has no openat and tells no inode: between judging and opening a name may come to mean something else. So after the
+opening the path is resolved and looked at again, and both looks and the open file must agree. Who may rename something
+on the way could still swap it there and back, just in time, for something that looks alike; where others than root may,
+everything is done three times and must come out alike.
 """
 
 import asyncio
@@ -46,12 +48,14 @@ from systemmanager.executors.ssh_sftp import (
     on_path,
     open_to_read,
     read_from,
+    small_file,
 )
 from systemmanager.ports import FileInfo, FileKind
 from systemmanager.request import Permit
 
 MAX_ENTRIES = 10_000
 _AT_ONCE = 64
+_LOOKS = 3
 
 
 async def sftp_of(kept: Kept) -> Sftp:
@@ -112,12 +116,19 @@ class SshFiles:
         real, found = await self._found(sftp, path)
         if not stat.S_ISDIR(found.mode):
             raise Unsupported(f"{path} is not a directory", hint="Use info or read on it.")
-        handle = as_string(await self._one(sftp, on_path(OPENDIR, real), path))
-        try:
-            await self._unchanged(sftp, path, real, found, found)
-            entries = await _entries(sftp, handle)
-        finally:
-            sftp.forget(on_handle(CLOSE, handle))
+
+        async def once() -> list[tuple[bytes, bytes, Attributes]]:
+            handle = as_string(await self._one(sftp, on_path(OPENDIR, real), path))
+            try:
+                await self._unchanged(sftp, path, real, found, found)
+                return await _entries(sftp, handle)
+            finally:
+                sftp.forget(on_handle(CLOSE, handle))
+
+        looks = [await once() for _ in range(await _looks(sftp, real))]
+        entries = looks[-1]
+        if any([name for name, _, _ in look] != [name for name, _, _ in entries] for look in looks):
+            raise _changed(path)
         users, groups = await self._names(sftp)
         places = [real.rstrip(b"/") + b"/" + name for name, _, _ in entries]
         links = [place for place, entry in zip(places, entries, strict=True) if stat.S_ISLNK(entry[2].mode)]
@@ -133,12 +144,23 @@ class SshFiles:
         if not stat.S_ISREG(found.mode):
             # Not even opened: opening a pipe waits for somebody to write, and would hang the SFTP server whole.
             raise Unsupported(f"{path} is no regular file", hint="Only regular files are read.")
+
+        async def once() -> bytes:
+            return await self._read_once(sftp, path, real, found, (offset, size))
+
+        looks = [await once() for _ in range(await _looks(sftp, real))]
+        shortest = min(looks, key=len)  # a log may have grown from one look to the next
+        if not all(look.startswith(shortest) for look in looks):
+            raise _changed(path)
+        return shortest
+
+    async def _read_once(self, sftp: Sftp, path: str, real: bytes, found: Attributes, part: tuple[int, int]) -> bytes:
         handle = as_string(await self._one(sftp, open_to_read(real), path))
         try:
             opened = as_attributes(await self._one(sftp, on_handle(FSTAT, handle), path))
             await self._unchanged(sftp, path, real, found, opened)
             await self._check_names(real, path)
-            return await self._content(sftp, handle, path, offset, size)
+            return await self._content(sftp, handle, path, *part)
         finally:
             sftp.forget(on_handle(CLOSE, handle))
 
@@ -191,7 +213,7 @@ class SshFiles:
         except Failed as error:
             raise self._explained(error, path) from error
         if again != real or not (_could_be(before, opened) and _could_be(opened, after)):
-            raise PathOutside(f"{path} changed while it was opened", hint="Try again.")
+            raise _changed(path)
 
     async def _real_roots(self, sftp: Sftp) -> tuple[bytes, ...]:
         """The allowed paths as the target resolves them; one that is not there allows itself."""
@@ -271,6 +293,25 @@ def _could_be(earlier: Attributes, later: Attributes) -> bool:
     return same and (grown or stat.S_ISDIR(later.mode))
 
 
+async def _looks(sftp: Sftp, real: bytes) -> int:
+    """How often something is read: once, where only root may rename what is on the way to it."""
+    parts = real.split(b"/")[1:-1]
+    folders = [b"/", *(b"/" + b"/".join(parts[: count + 1]) for count in range(len(parts)))]
+    try:
+        replies = await sftp.ask(*(on_path(LSTAT, folder) for folder in folders))
+    except Failed:
+        return _LOOKS
+    for reply in replies:
+        attributes = None if isinstance(reply, Failed) else as_attributes(reply[1])
+        if attributes is None or attributes.uid != 0 or attributes.mode & 0o022:
+            return _LOOKS
+    return 1
+
+
+def _changed(path: str) -> PathOutside:
+    return PathOutside(f"{path} changed while it was opened", hint="Try again.")
+
+
 def _gateways(path: str) -> PathOutside:
     return PathOutside(f"{path} belongs to the gateway itself, which file tools never read")
 
@@ -316,17 +357,6 @@ async def _link_targets(sftp: Sftp, links: Sequence[bytes]) -> dict[bytes, bytes
             if not isinstance(reply, Failed) and (names := as_names(reply[1])):
                 found[link] = names[0][0]
     return found
-
-
-async def small_file(sftp: Sftp, path: bytes) -> str:
-    """A file of the target's system, as far as it is short; nothing where it is missing."""
-    try:
-        handle = as_string(await sftp.one(open_to_read(path)))
-        replies = await sftp.ask(*(read_from(handle, at * MOST) for at in range(4)))
-        sftp.forget(on_handle(CLOSE, handle))
-    except Failed:
-        return ""
-    return b"".join(as_string(reply[1]) for reply in replies if not isinstance(reply, Failed)).decode(errors="replace")
 
 
 def _link_count(line: bytes) -> int:

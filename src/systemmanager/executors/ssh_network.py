@@ -12,8 +12,9 @@ from systemmanager.addresses import parse
 from systemmanager.executors.egress import Egress
 from systemmanager.executors.ssh_connections import Kept
 from systemmanager.executors.ssh_dial import channel_refused
-from systemmanager.executors.ssh_files import sftp_of, small_file
+from systemmanager.executors.ssh_files import sftp_of
 from systemmanager.executors.ssh_resolve import resolved
+from systemmanager.executors.ssh_sftp import small_file
 from systemmanager.executors.ssh_shell import SshShell
 from systemmanager.executors.vantage import DNS_PORT, Vantage, resolvers
 from systemmanager.request import Permit

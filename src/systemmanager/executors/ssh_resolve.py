@@ -15,7 +15,8 @@ import dns.rdatatype
 
 from systemmanager.errors import CommandFailed, CommandMissing, NameNotResolved, TargetError, Unsupported
 from systemmanager.executors.ssh_connections import Kept
-from systemmanager.executors.ssh_files import sftp_of, small_file
+from systemmanager.executors.ssh_files import sftp_of
+from systemmanager.executors.ssh_sftp import small_file
 from systemmanager.executors.vantage import resolvers
 from systemmanager.ports import Output
 

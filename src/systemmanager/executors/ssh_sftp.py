@@ -275,3 +275,17 @@ def as_file_system(body: bytes) -> FileSystem:
         raise UnreadableOutput("the target's SFTP server sent a reply that is cut") from error
     unit = fragment or size
     return FileSystem(blocks * unit, free * unit, available * unit)
+
+
+# --- A whole file ----------------------------------------------------------------------------------------------------
+
+
+async def small_file(sftp: Sftp, path: bytes) -> str:
+    """A file of the target's system, as far as it is short; nothing where it is missing."""
+    try:
+        handle = as_string(await sftp.one(open_to_read(path)))
+        replies = await sftp.ask(*(read_from(handle, at * MOST) for at in range(4)))
+        sftp.forget(on_handle(CLOSE, handle))
+    except Failed:
+        return ""
+    return b"".join(as_string(reply[1]) for reply in replies if not isinstance(reply, Failed)).decode(errors="replace")
