@@ -21,6 +21,7 @@ from systemmanager.gateway import Gateway
 from systemmanager.journal import Journal
 from systemmanager.operation import CATALOGUE
 from systemmanager.policy.gate import decide
+from systemmanager.policyfile import BUILTIN
 from systemmanager.ports import Output
 from systemmanager.registry import Registry
 from systemmanager.request import Grant, Permit, Principal, Request
@@ -28,6 +29,9 @@ from systemmanager.scopes import expand
 from systemmanager.target import Target
 
 T = TypeVar("T")
+
+UNTAINTED = replace(BUILTIN, taint_minutes=0)
+"""The policy of a gateway in tests that read and change with one principal, where that is not the point."""
 
 OPERATOR = Principal("local:0", "operator", (Grant(expand(["admin"])),), "process")
 
@@ -105,7 +109,7 @@ async def real_gateway(tmp_path: Path, *targets: Target, **fields: Any) -> Async
     audit = AuditLog(tmp_path / "audit.jsonl")
     try:
         async with Executors(surroundings) as executors:
-            yield Gateway(registry(*targets), executors.open, Journal(audit), **fields)
+            yield Gateway(registry(*targets), executors.open, Journal(audit), **{"policy": UNTAINTED} | fields)
     finally:
         audit.close()
 
@@ -179,4 +183,5 @@ def fake_gateway(tmp_path: Path, port: Callable[[Permit, str], Any], *targets: T
     async def open(permit: Permit, name: str) -> AsyncIterator[Any]:
         yield port(permit, name)
 
+    fields = {"policy": UNTAINTED} | fields
     return Gateway(registry(*targets), open, Journal(AuditLog(tmp_path / "audit.jsonl")), **fields)

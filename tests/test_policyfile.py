@@ -75,6 +75,11 @@ def test_how_far_the_client_itself_may_be_asked(tmp_path: Path, limit: str) -> N
     assert [said.elicits(risk) for risk in Risk] == [order.index(risk) <= order.index(limit) for risk in Risk]
 
 
+def test_how_long_who_read_untrusted_text_is_tainted(tmp_path: Path) -> None:
+    assert load(tmp_path, 'version: "1.0"').taint_minutes == policyfile.BUILTIN.taint_minutes == 10
+    assert load(tmp_path, 'version: "1.0"\ntaint_minutes: 0').taint_minutes == 0
+
+
 ENTRY = 'version: "1.0"\ngrants:\n  - '
 WRONG: dict[str, tuple[str, str]] = {
     "no channel": ('version: "1.0"\napprovals: {channels: []}', "approvals.channels"),
@@ -107,6 +112,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "no tag": (f"{ENTRY}tags: [ci]\n    scopes: [readonly]", "grants.0.tags.0"),
     "a text for a list": (f"{ENTRY}subjects: ann\n    scopes: [readonly]", "grants.0.subjects"),
     "twice": ('version: "1.0"\ngrants: []\ngrants: []', "3:1: key 'grants' stands twice"),
+    "taint for days": ('version: "1.0"\ntaint_minutes: 1441', "taint_minutes"),
+    "negative taint": ('version: "1.0"\ntaint_minutes: -1', "taint_minutes"),
+    "taint yes": ('version: "1.0"\ntaint_minutes: true', "taint_minutes"),
     "alias": ('version: "1.0"\ngrants: &a []', "anchors and aliases"),
 }
 

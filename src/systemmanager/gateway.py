@@ -31,7 +31,7 @@ from systemmanager.fencing import fence, fence_error, new_nonce
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Entry, Journal, being_cancelled
-from systemmanager.load import AllSlots, Recent, Slots
+from systemmanager.load import AllSlots, Readers, Recent, Slots
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
 from systemmanager.policyfile import BUILTIN, Policy
@@ -78,7 +78,7 @@ class Gateway:
     def __post_init__(self) -> None:
         self._slots = AllSlots()
         self._global = asyncio.Semaphore(GLOBAL_SLOTS)
-        self._recent = Recent(lambda: self.clock())
+        self._recent, self._readers = Recent(lambda: self.clock()), Readers(lambda: self.clock())
         self.journal.degraded = self.degraded
         self.last_status: dict[str, dict[str, Any]] = {}
         self.replace_registry(self.registry)
@@ -229,7 +229,7 @@ class Gateway:
         policy = call.policy if call else self.policy
         grants = [(grant, registry.granted(grant)) for grant in principal.grants]
         neighbours = registry.hosts(principal.grants) if operation.port == "Network" else frozenset[str]()
-        found, frozen = [], self.freezer.now()
+        found, frozen, tainted = [], self.freezer.now(), self._readers.ago(principal.subject)
         for target in targets:
             own = target is gateway_target()
             via = () if own else registry.route(target)
@@ -251,6 +251,8 @@ class Gateway:
                 freeze=frozen.on(target, via) if frozen.anything else NOT_FROZEN,
                 demanded=policy.demands(access.risk, target),
                 dry_run=call.shared.dry_run if call else False,
+                tainted=tainted,
+                taint_lasts=60.0 * policy.taint_minutes,
             )
             found.append(request)
         return found
@@ -309,6 +311,8 @@ class Gateway:
             result.elapsed_ms = call.elapsed_ms
             await self.journal.outcome(call, request, result)
         self._remember(call, request, result)
+        if result.untrusted:
+            self._readers.add(call.principal.subject)
         return result
 
     def _defect(self, call: Call, request: Request) -> dict[str, Any]:

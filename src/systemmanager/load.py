@@ -35,6 +35,30 @@ class Recent:
         self._times.setdefault(key, deque(maxlen=1000)).append(now)
 
 
+class Readers:
+    """Who has read untrusted text, and when. It forgets with the process.
+
+    When there are too many, the one who read longest ago is forgotten; from then on nobody unknown counts as clean
+    since a later time than that.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._read: dict[str, float] = {}
+        self._forgotten: float | None = None
+
+    def add(self, subject: str) -> None:
+        self._read.pop(subject, None)
+        self._read[subject] = self._clock()
+        if len(self._read) > MOST_CALLERS:
+            self._forgotten = self._read.pop(next(iter(self._read)))
+
+    def ago(self, subject: str) -> float | None:
+        """Seconds since the principal last read; None when it has not."""
+        read = self._read.get(subject, self._forgotten)
+        return None if read is None else self._clock() - read
+
+
 @dataclass(slots=True)
 class Slots:
     """A target's places for calls; `running` counts those that wait, too."""

@@ -112,6 +112,9 @@ class PolicyDocument(_Model):
     version: Literal["1.0"]
     grants: tuple[GrantEntry, ...] = ()
     approvals: ApprovalsEntry = ApprovalsEntry()
+    taint_minutes: Annotated[int, NotBoolean, Field(ge=0, le=1440)] = Field(
+        default=10, description="So long after reading text from targets changes need an approval; 0: never."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Policy:
     version: str = "built-in"
     source: str = "built-in"
     approvals: Approvals = NO_DEMANDS
+    taint_minutes: int = 10
 
     def grants_for(self, subject: str, groups: Collection[str] = (), tags: Collection[str] = ()) -> tuple[Grant, ...]:
         """What one caller holds by it."""
@@ -158,4 +162,5 @@ def load(path: Path) -> Policy:
         version=hashlib.sha256(loaded.text.encode()).hexdigest()[:12],
         source=where,
         approvals=document.approvals.approvals(),
+        taint_minutes=document.taint_minutes,
     )

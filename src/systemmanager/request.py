@@ -73,6 +73,7 @@ class Request:
     target is reached as root already. `neighbours` are names and addresses of all targets that any grant of the
     principal holds on: diagnostics may reach those.
     `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
+    `tainted`: so many seconds ago the principal has read text that others wrote; `taint_lasts`: so long that counts.
     """
 
     call_id: str
@@ -90,6 +91,8 @@ class Request:
     freeze: Freeze = NOT_FROZEN
     demanded: str | None = None
     approvers: tuple[str, ...] = ()
+    tainted: float | None = None
+    taint_lasts: float = 0.0
     dry_run: bool = False
 
     @property

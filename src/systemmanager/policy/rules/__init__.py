@@ -13,6 +13,7 @@ from systemmanager.policy.rules.paths import paths
 from systemmanager.policy.rules.rate import rate
 from systemmanager.policy.rules.scopes import scopes
 from systemmanager.policy.rules.sudo import sudo
+from systemmanager.policy.rules.taint import taint
 from systemmanager.policy.rules.units import units
 from systemmanager.request import Request, Verdict
 
@@ -28,5 +29,6 @@ RULES: tuple[Callable[[Request], Verdict], ...] = (
     freeze,
     concurrency,
     rate,
+    taint,
     approval,
 )
