@@ -1,5 +1,6 @@
 """Who is let in over HTTP: one credential, judged by one mode, with the rights of the policy of this moment."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from systemmanager.policy.grants import GrantRule
 from systemmanager.policyfile import Policy
 from systemmanager.request import Grant
 from systemmanager.scopes import expand
+from systemmanager.server import standing
 from systemmanager.server.auth import authentication
 from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.resource import Resource
@@ -255,5 +257,28 @@ def test_a_session_belongs_to_who_opened_it(tmp_path: Path) -> None:
                 async with httpx.AsyncClient() as client:
                     answer = await client.post(there.served.url, json=body, headers=ACCEPT | bearing)
                 assert answer.status_code == status
+
+    run(work())
+
+
+@pytest.mark.parametrize("credential", [OPAQUE, token()])
+def test_a_stream_ends_when_its_credential_counts_no_more(
+    credential: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "TOKEN_EVERY", 0.05)
+    monkeypatch.setattr(standing, "OTHER_EVERY", 0.05)
+
+    async def work() -> None:
+        async with gateway(tmp_path) as there, httpx.AsyncClient(timeout=20) as client:
+            session = (await there.ask(credential)).headers["mcp-session-id"]
+            headers = {"Authorization": f"Bearer {credential}", "Mcp-Session-Id": session}
+            async with client.stream("GET", there.served.url, headers=ACCEPT | headers) as stream:
+                assert stream.status_code == 200
+                reading = asyncio.create_task(stream.aread())
+                done, _ = await asyncio.wait([reading], timeout=0.5)
+                assert not done, "it stands as long as the credential does"
+                there.idp.tokens.clear()
+                there.authentication.clock = lambda: time.time() + 4000
+                await asyncio.wait_for(reading, 10)
 
     run(work())

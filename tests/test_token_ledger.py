@@ -187,3 +187,9 @@ def test_a_token_itself_is_inspected_and_revoked_from_standard_input(tmp_path: P
 )
 def test_a_revocation_that_names_nothing_is_an_error(words: tuple[str, ...], status: int, tmp_path: Path) -> None:
     assert run_cli(tmp_path, "revoke", *words, check=status)
+
+
+def test_no_token_is_minted_that_the_gateway_would_not_accept(tmp_path: Path) -> None:
+    settings = {"SYSTEMMANAGER_AUTH_MODE": "tailscale"}
+    done = systemmanager(tmp_path, "token", "mint", "--agent", "claude", check=1, settings=settings)
+    assert "SYSTEMMANAGER_AUTH_MODE" in done.stderr and done.stdout == ""

@@ -1,4 +1,4 @@
-"""A token that is not what was minted, by so much as one bit, is refused: 100,000 of them."""
+"""A token that is not what was minted or signed, by so much as one bit, is refused: more than 100,000 of them."""
 
 import base64
 import json
@@ -9,7 +9,9 @@ import pytest
 
 from systemmanager.server.auth.identity import Refused
 from systemmanager.server.auth.tokens import Keys, mint, verify
+from tests.idp import Idp, jwt, provider, verifier
 from tests.serving import AUDIENCE, KEYS, OTHER_SECRET
+from tests.support import run
 
 NOW = 1_800_000_000
 ROUNDS = 12_000
@@ -114,3 +116,23 @@ def test_no_mutation_of_a_token_is_accepted(mutation: Callable[[random.Random, s
             continue
         tried += 1
         assert not accepted(changed), changed
+
+
+SIGNED = (one_character, one_bit, cut, grown, swapped, claimed, headed)
+
+
+@pytest.mark.parametrize("kind", ["RS256", "ES256", "EdDSA"])
+def test_no_mutation_of_a_signed_token_of_an_issuer_is_accepted(kind: str) -> None:
+    chance, idp = random.Random(kind), Idp()
+
+    async def work() -> None:
+        async with provider(idp), verifier(idp) as oidc:
+            good = jwt(idp.url, kind=kind)
+            await oidc._signed(good)
+            for mutation in SIGNED:
+                for _ in range(700):
+                    if (changed := mutation(chance, good)) != good:
+                        with pytest.raises(Refused):
+                            await oidc._signed(changed)
+
+    run(work())

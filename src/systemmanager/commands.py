@@ -115,6 +115,8 @@ def tools() -> None:
 
 
 def mint(given: Settings, agent: str, scopes: str, ttl: str, targets: str | None) -> None:
+    if "token" not in given.auth_modes:
+        raise ConfigError([Problem("SYSTEMMANAGER_AUTH_MODE", "has no token: the gateway would not accept one")])
     try:
         token = _mint(given, prepare_state(given), agent, scopes, ttl, targets)
     except ValueError as error:

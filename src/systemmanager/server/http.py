@@ -26,6 +26,7 @@ from systemmanager.server.auth.door import Door
 from systemmanager.server.callbacks import Callbacks
 from systemmanager.server.connections import Connections, Limits, room_for_connections
 from systemmanager.server.peers import UnixListener, with_peers
+from systemmanager.server.standing import Standing
 from systemmanager.settings import Settings
 
 MAX_BODY = 1024 * 1024
@@ -166,45 +167,6 @@ class Trimmed:
         await self._app(scope, receive, send)
 
 
-class Standing:
-    """ASGI middleware: ends streams that would stand open for ever, once the gateway stops.
-
-    They carry notifications only: the old era's GET stream, the new era's `subscriptions/listen`.
-    """
-
-    def __init__(self, app: ASGIApp, stop: asyncio.Event) -> None:
-        self._app = app
-        self._stop = stop
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._stands(scope):
-            await self._app(scope, receive, send)
-            return
-        open_response = False
-
-        async def watched(message: Message) -> None:
-            nonlocal open_response
-            open_response = message["type"] == "http.response.start" or bool(message.get("more_body"))
-            await send(message)
-
-        async def receive_or_stop() -> Message:
-            arriving = asyncio.ensure_future(receive())
-            stopping = asyncio.ensure_future(self._stop.wait())
-            try:
-                await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
-                return arriving.result() if arriving.done() else {"type": "http.disconnect"}
-            finally:
-                arriving.cancel()
-                stopping.cancel()
-
-        await self._app(scope, receive_or_stop, watched)
-        if open_response and self._stop.is_set():
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _stands(self, scope: Scope) -> bool:
-        return scope["method"] == "GET" or (b"mcp-method", b"subscriptions/listen") in scope["headers"]
-
-
 def accepted_hosts(settings: Settings) -> list[str]:
     """What may stand in a request's Host header, ports aside: that stops DNS rebinding."""
     own = urlsplit(settings.base_url).hostname if settings.base_url else None
@@ -240,7 +202,7 @@ def http_app(
         host_origin_protection=True,
         allowed_hosts=accepted_hosts(settings),
     )
-    return Standing(Trimmed(app), stop or asyncio.Event())
+    return Standing(Trimmed(app), authentication, stop or asyncio.Event())
 
 
 class _Server(uvicorn.Server):

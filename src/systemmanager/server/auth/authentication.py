@@ -99,6 +99,23 @@ class Authentication:
             self.throttle.failed(where)
             raise
 
+    def own(self, user: AuthenticatedUser) -> bool:
+        """Whether it is a token of the gateway's own that was verified."""
+        return isinstance(user.access_token, GatewayAccess) and user.access_token.identity.kind == "token"
+
+    async def still(self, scope: Scope, user: AuthenticatedUser) -> bool:
+        """Whether a request that goes on for long would yet be let in, as the same caller. An outage ends nothing
+        before the credential does."""
+        access = user.access_token
+        assert isinstance(access, GatewayAccess)
+        try:
+            return (await self.user(scope)).access_token.subject == access.subject
+        except (Throttled, Unavailable):
+            ends = access.identity.expires_at
+            return ends is None or self.clock() < ends
+        except Refused:
+            return False
+
     async def _of_the_tailnet(self, scope: Scope) -> AuthenticatedUser:
         if self.tailnet is None:
             raise Missing("no credential")
