@@ -17,16 +17,21 @@ from systemmanager.errors import (
     PrivilegeRequired,
     Unsupported,
 )
+from systemmanager.executors.local import LocalShell
 from systemmanager.ports import Output
 from tests.conftest import need
 from tests.real.openssh import SshServer, SshServers, until
 from tests.real.ssh_ports import ssh_executor
-from tests.support import run
+from tests.support import permitted, run
+from tests.support import target as make_target
 
 HOSTILE = [
     "", "-x", "--", "a b", "'", "''", '"', "$(id)", "`id`", "${IFS}", "$HOME", "*", "?", "[a]", "~", "!!", "!", "!-1",
     "\\", "\\\\", "\\n", "a\\", "\\'", "a\nb", "\n", "\n\n", "a\n", "\ttab\r", "é 漢字 🎉", "{a,b}", "a;b", "&&",
     "||", "|", ">", "<", "#c", "%s", "%1", "=ls", "@x", "^x^y", "\x01\x1b[31m", "+", "=", ".", "+x", "\u2028",
+    "\r", "a\r\nb", "\u2029", "\x85", "a\n.\nb", "=x\n.\n+y\n", "<<EOF\nid\nEOF\n", "EOF", "exit 1", "$1",
+    "${1}", "$(<x)", "[", "]]", "-n", "-e",
+    "LD_PRELOAD=/tmp/x.so", "PATH=/tmp", "0<&-", "%", "*/*", "./*",
     "x" * 3000, "y" * 100_000,
 ]  # fmt: skip
 
@@ -235,3 +240,43 @@ def test_a_server_that_forbids_commands_is_said(tmp_path: Path, ssh_servers: Ssh
     server = ssh_servers.start("MaxSessions 0")
     with pytest.raises(Unsupported, match="does not let the gateway run programs"):
         shell_runs(tmp_path, server, "true")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "fish", "csh"])
+def test_an_argument_that_no_kernel_takes_is_a_clear_error(tmp_path: Path, ssh_servers: SshServers, shell: str) -> None:
+    server = ssh_servers.start(username=ssh_servers.account(shell))
+    with pytest.raises(CommandFailed, match="too long"):
+        shell_runs(tmp_path, server, "/usr/bin/printf", "%s", "y" * 2_000_000)
+
+
+def test_values_of_the_environment_are_values(tmp_path: Path, plain_server: SshServer) -> None:
+    env = {"A": "x LD_PRELOAD=/tmp/evil.so", "B": "-i", "C": "a\nLD_PRELOAD=/tmp/evil.so", "D": "$(id)"}
+    output = shell_runs(tmp_path, plain_server, "/usr/bin/env", "-0", how={"env": env})
+    seen = dict(entry.split("=", 1) for entry in output.stdout.split("\0") if entry)
+    assert {name: seen.get(name) for name in env} == env and "LD_PRELOAD" not in seen
+
+
+def test_a_banner_that_guesses_at_the_mark_is_not_taken_for_output(tmp_path: Path, ssh_servers: SshServers) -> None:
+    """Start-up files can't know the random word; what looks like one starts nothing."""
+    server = ssh_servers.start(username=ssh_servers.account("fish"))
+    home = server.client_key.parent / server.username / ".config" / "fish"
+    home.mkdir(parents=True)
+    words = "; ".join(f"echo {word}" for word in ("0" * 16, "f" * 16, "deadbeefdeadbeef", "fake output"))
+    (home / "config.fish").write_text(f"{words}\n")
+    output = shell_runs(tmp_path, server, "/usr/bin/printf", "%s", "true")
+    assert (output.stdout, output.stderr) == ("true", "")
+
+
+def test_a_program_that_waits_for_input_gets_its_end(tmp_path: Path, plain_server: SshServer) -> None:
+    assert shell_runs(tmp_path, plain_server, "sh", "-c", "cat; read x; echo $?").stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    "argument", ["y" * 131_072, "a\0b", "\U0001f389" * 40_000], ids=["long", "NUL", "long in bytes"]
+)
+def test_the_gateways_own_machine_refuses_the_same(argument: str) -> None:
+    with pytest.raises(CommandFailed, match=r"too long|NUL"):
+        run(LocalShell(permitted("get_service_status", make_target("local"), {})).run("printf", "%s", argument))
+    longest = "y" * 131_071
+    shell = LocalShell(permitted("get_service_status", make_target("local"), {}))
+    assert run(shell.run("/usr/bin/printf", "%s", longest)).stdout == longest

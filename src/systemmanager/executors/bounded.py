@@ -9,6 +9,8 @@ from systemmanager.ports import Output
 from systemmanager.request import Permit
 
 CHUNK = 64 * 1024
+LONGEST_ARGUMENT, MOST_ARGUMENTS = 131_071, 1_500_000
+"""Bytes: MAX_ARG_STRLEN without its NUL, and what is surely below ARG_MAX (execve(2))."""
 LIMITED_SUDO = frozenset({"systemctl", "journalctl", "apt-get", "dnf", "systemd-run"})
 """What `sudo_policy: limited` lets the gateway run as root."""
 
@@ -63,10 +65,23 @@ def with_privilege(
 
     sudo clears the environment, so `env` is then handed to sudo; without sudo the caller sets it.
     """
+    _check(argv)
     policy = permit.target.constraints.sudo_policy
     if privileged and not root and (policy == "full" or (policy == "limited" and argv[0] in LIMITED_SUDO)):
         return ("sudo", "-n", *(f"{name}={value}" for name, value in (env or {}).items()), "--", *argv)
     return tuple(argv)
+
+
+def _check(argv: Sequence[str]) -> None:
+    """What no kernel takes is refused here, before anything of it is sent. Raises `CommandFailed`."""
+    if any("\0" in value for value in argv):
+        raise CommandFailed(f"{argv[0]!r} can't be given a NUL character")
+    sizes = [len(value.encode("utf-8", "surrogateescape")) for value in argv]
+    if max(sizes) > LONGEST_ARGUMENT or sum(sizes) > MOST_ARGUMENTS:
+        raise CommandFailed(
+            f"the arguments of {argv[0][:100]} are too long: {sum(sizes)} bytes",
+            hint=f"Linux takes {LONGEST_ARGUMENT} bytes in one argument and about 2 MB in all.",
+        )
 
 
 def finished(output: Output, *, check: bool, partial: bool, limit: int, latest: bool = False) -> Output:

@@ -164,7 +164,7 @@ class SshShell:
     async def execute(self, argv: Sequence[str], stdin: str, collected: Collected) -> _Command:
         """Run one program to its end, or to the bound of `collected`. Whatever happens, it does not outlive this."""
         if any("\0" in value for value in (*argv, stdin)):
-            raise CommandFailed(f"{argv[0]} can't be given a NUL character")
+            raise CommandFailed(f"{argv[0]!r} can't be given a NUL character")
         mark = secrets.token_hex(8)
         line, feed = line_and_input(mark, argv, stdin)
         try:
