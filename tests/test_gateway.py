@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from systemmanager import gateway as gateway_module
+from systemmanager import telling
 from systemmanager.errors import CommandFailed
 from systemmanager.ports import SystemStatus
 from systemmanager.request import Permit, Request
@@ -182,21 +183,21 @@ def test_rates_count_calls_per_principal_and_minute(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_once_per_target(tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+    told: list[tuple[float, int, str]] = []
 
-    async def progress(done: int, total: int, id: str) -> None:
+    async def progress(done: float, total: int, id: str) -> None:
         told.append((done, total, id))
 
     ask(fleet(tmp_path, "up-1", "down-1", "up-2"), {"targets": "*"}, progress=progress)
     assert [(done, total) for done, total, _ in told] == [(1, 3), (2, 3), (3, 3)]
-    assert {id for *_, id in told} == {"up-1", "down-1", "up-2"}
+    assert {said for *_, said in told} == {f"{id} answered" for id in ("up-1", "down-1", "up-2")}
 
 
 @pytest.mark.parametrize("way", ["raises", "hangs"])
 def test_who_can_t_be_told_progress_gets_the_answer(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "PROGRESS_PATIENCE", 0.05)
+    monkeypatch.setattr(telling, "PATIENCE", 0.05)
 
-    async def progress(done: int, total: int, id: str) -> None:
+    async def progress(done: float, total: int, id: str) -> None:
         if way == "raises":
             raise RuntimeError("gone")
         await asyncio.Event().wait()
@@ -219,7 +220,7 @@ def test_cancelling_ends_every_operation_and_is_recorded(tmp_path: Path) -> None
         gateway = fake_gateway(tmp_path, facts, target("hung-1"), target("hung-2"), target("up"))
         gateway.open = open
 
-        async def progress(done: int, total: int, id: str) -> None:
+        async def progress(done: float, total: int, id: str) -> None:
             waiting.set()
 
         call = asyncio.create_task(gateway.call(OPERATOR, "get_system_status", {"targets": "*"}, progress=progress))

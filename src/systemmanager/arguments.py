@@ -24,6 +24,7 @@ _TARGETS = (
 _REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
 _DRY_RUN = (bool, Field(default=False, description="Only say whether it may run."))
+_WAIT = (float, Field(default=0, ge=0, le=300, description="Seconds to wait for it."))
 _APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
 
 MOST_PROBLEMS = 10
@@ -37,6 +38,7 @@ class Shared:
     format: Format
     dry_run: bool
     approval_id: str | None = None
+    approval_wait: float = 0
 
 
 @cache
@@ -50,7 +52,7 @@ def call_model(operation: Operation) -> type[BaseModel]:
     if operation.mutates or operation.access.approval:
         shared |= {"dry_run": _DRY_RUN}
     if operation.mutates or any(access.approval or access.risk is not Risk.LOW for access in operation.accesses):
-        shared |= {"approval_id": _APPROVAL}
+        shared |= {"approval_id": _APPROVAL, "approval_wait": _WAIT}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
 
 
@@ -75,7 +77,7 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
         raise InvalidArguments(f"{operation.name}: targets is empty", hint="Leave it out, or name at least one.")
     named = targets if isinstance(targets, list) else [targets if targets is not None else target]
     chosen = None if named == [None] else tuple(str(one) for one in named)
-    rest = {name: getattr(values, name) for name in ("approval_id",) if hasattr(values, name)}
+    rest = {name: getattr(values, name) for name in ("approval_id", "approval_wait") if hasattr(values, name)}
     return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False), **rest)
 
 

@@ -242,8 +242,8 @@ async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes:
         ) as bar:
             task = bar.add_task(tool, total=None, last="")
 
-            async def progress(done: int, total: int, target: str) -> None:
-                bar.update(task, completed=done, total=total, last=target)
+            async def progress(done: float, total: int, message: str) -> None:
+                bar.update(task, completed=done, total=total, last=message)
 
             async def approve(requests: Sequence[Request]) -> str | None:
                 bar.stop()

@@ -41,14 +41,12 @@ from systemmanager.registry import Registry
 from systemmanager.request import NOT_FROZEN, Answer, Decision, Load, Permit, Principal, Request, Verdict
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import Target
+from systemmanager.telling import Progress, Told
 
 Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
-Progress = Callable[[int, int, str], Awaitable[None]]
 _Decided = tuple[Call, list[Request], list[Decision]]
 
 GLOBAL_SLOTS = 256
-PROGRESS_PATIENCE = 2.0
-"""Seconds that a client may take to receive one progress message before it gets no more of them."""
 
 T = TypeVar("T")
 
@@ -101,19 +99,28 @@ class Gateway:
     ) -> Reply:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
-        `progress` is told after each target of many. `approve` is asked for the requests that need a person's yes and
-        answers who said it, "" for a no, or None when nobody is there.
+        `progress` is told after each target of many, and while the call waits for a person. `approve` is asked for the
+        requests that need a person's yes and answers who said it, "" for a no, or None when nobody is there.
         """
         started = time.perf_counter()
         entry = self._entry(principal, tool, arguments)
 
-        async def decided() -> _Decided:
-            call = self._begin(entry, tool, arguments, started)
+        told = Told(progress)
+
+        async def once(raw: Mapping[str, Any]) -> _Decided:
+            call = self._begin(entry, tool, raw, started)
             targets = self.chosen(principal, call.operation, call.shared.targets, call.registry)
             return call, *await self._decisions(call, targets, approve)
 
+        async def decided() -> _Decided:
+            """When a person has answered, all is decided anew: rights, targets and policy may have changed."""
+            call, requests, decisions = await once(arguments)
+            if self.desk is not None and (more := await self.desk.awaited(call, decisions, told.say)):
+                return await once({**arguments, **more})
+            return call, requests, decisions
+
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
-            return await self._results(call, requests, decisions, progress)
+            return await self._results(call, requests, decisions, told)
 
         return await self._answer(entry, decided, results)
 
@@ -266,14 +273,14 @@ class Gateway:
     # --- 5, 6, 7, 8: deadline, slots, port, operation, redaction ------------------------------------------------------
 
     async def _results(
-        self, call: Call, requests: list[Request], decisions: list[Decision], progress: Progress | None
+        self, call: Call, requests: list[Request], decisions: list[Decision], told: Told
     ) -> list[TargetReply]:
         pairs = list(zip(requests, decisions, strict=True))
         if call.shared.dry_run:
             return [preview(call, *pair) for pair in pairs]
         if len(pairs) == 1:
             return [await self._on_target(call, *pairs[0])]
-        told = _Told(progress, len(pairs))
+        told.total = len(pairs)
 
         async def one(request: Request, decision: Decision) -> TargetReply:
             result = await self._on_target(call, request, decision)
@@ -349,26 +356,6 @@ class Gateway:
         if call.operation.name in ("get_system_status", "health_check") and request.target is not gateway_target():
             seen = {"at": int(self.clock()), "tool": call.operation.name}
             self.last_status[result.target] = seen | result.as_dict()
-
-
-@dataclass(slots=True)
-class _Told:
-    """How far a fan-out is, told to whoever asked; one who does not listen is not told again."""
-
-    progress: Progress | None
-    total: int
-    done: int = 0
-
-    async def one_more(self, target: str) -> None:
-        self.done += 1
-        if self.progress is None:
-            return
-        try:
-            async with asyncio.timeout(PROGRESS_PATIENCE):
-                await self.progress(self.done, self.total, target)
-        except Exception as error:
-            self.progress = None
-            log.warning("progress could not be told", error=type(error).__name__)
 
 
 def _decide(request: Request) -> Decision:

@@ -96,6 +96,11 @@ class Request:
     dry_run: bool = False
 
     @property
+    def approved(self) -> bool:
+        """Whether as many people said yes as the target wants."""
+        return len(self.approvers) >= (2 if self.target.constraints.dual_approval else 1)
+
+    @property
     def approved_by(self) -> str | None:
         """Who said yes, for the record."""
         return " and ".join(self.approvers) or None

@@ -280,6 +280,9 @@ def test_approval(needed: bool, by: tuple[str, ...], answer: Answer) -> None:
 def test_dual_approval_needs_two_people(by: tuple[str, ...], answer: Answer) -> None:
     asked = request(replace(READ, approval=True), constraints={"dual_approval": True}, approvers=by)
     assert judged("approval", asked).answer is answer
+    write = replace(READ, scopes=("service:write",))
+    tainted = request(write, constraints={"dual_approval": True}, approvers=by, tainted=1.0, taint_lasts=600.0)
+    assert judged("taint", tainted).answer is answer
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------

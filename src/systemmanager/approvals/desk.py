@@ -2,7 +2,9 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,21 @@ from systemmanager.request import Answer, Decision, Request, Verdict
 
 Judge = Callable[[Request], Decision]
 Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
+Tell = Callable[[float, str], Awaitable[None]]
 Settled = tuple[list[Request], list[Decision]]
 
 if TYPE_CHECKING:
     from systemmanager.approvals.webhook import Webhook
+
+LOOK = 0.5
+"""Seconds between two looks at a request that a call waits for."""
+
+TELL_EVERY = 5.0
+"""Seconds between two progress messages to whoever waits."""
+
+MOST_WAITING = 64
+MOST_WAITING_EACH = 8
+"""Calls that may wait for people, of all and of one subject; others are answered at once."""
 
 log = structlog.get_logger("systemmanager")
 
@@ -87,6 +100,8 @@ class Desk:
     webhook: "Webhook | None" = None
     rules: Callable[[], Approvals] = Approvals
     _promised: set[str] = field(default_factory=set)
+    _waiting: list[str] = field(default_factory=list)
+    _bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def settle(self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge) -> Settled:
         """What becomes of a call that needs a yes."""
@@ -183,6 +198,43 @@ class Desk:
 
     # --- The side of those who answer -----------------------------------------------------------------------------
 
+    async def awaited(self, call: Call, decisions: Sequence[Decision], tell: Tell) -> dict[str, Any] | None:
+        """The arguments with which to make a call again, once a person has answered while it waited."""
+        if not call.shared.approval_wait:
+            return None
+        details = (one.against.details or {} for one in decisions if one.answer is Answer.ASK)
+        id = next((str(one["approval_id"]) for one in details if "approval_id" in one), None)
+        if id is None or not await self._wait(call, id, tell):
+            return None
+        return {"approval_id": id, "approval_wait": 0}
+
+    async def _wait(self, call: Call, id: str, tell: Tell) -> bool:
+        """Wait for the answers to a request, as long as the call wants to: whether there are enough, or a no.
+
+        What another process of this gateway writes is seen within `LOOK` seconds.
+        """
+        mine = sum(subject == call.principal.subject for subject in self._waiting)
+        if mine >= MOST_WAITING_EACH or len(self._waiting) >= MOST_WAITING:
+            return False
+        self._waiting.append(call.principal.subject)
+        started, seconds = time.monotonic(), call.shared.approval_wait
+        told = started
+        try:
+            while (asked := await self.get(id)).state == "pending":
+                waited = time.monotonic() - started
+                if waited >= seconds:
+                    return False
+                if time.monotonic() - told >= TELL_EVERY or told == started:
+                    told = time.monotonic()
+                    await tell(waited / (seconds + 1), f"waiting for approval {id}, {seconds - waited:.0f} s left")
+                bell = self._bell
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(LOOK, seconds - waited)):
+                        await bell.wait()
+            return asked.state in ("approved", "denied")
+        finally:
+            self._waiting.remove(call.principal.subject)
+
     async def answer(self, id: str, person: str, approved: bool, channel: str, *, digest: str | None = None) -> Asked:
         """Take one person's answer, and write it down."""
         try:
@@ -192,6 +244,8 @@ class Desk:
             details = {"id": id[:40], "channel": channel, "approved": approved, "why": error.message}
             await self.journal.event("approval answer refused", details, person)
             raise
+        self._bell.set()
+        self._bell = asyncio.Event()
         await self._event("approval yes" if approved else "approval no", asked, person, channel=channel)
         return asked
 

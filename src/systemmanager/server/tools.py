@@ -64,10 +64,10 @@ class OperationTool(Tool):
         )
 
 
-async def _report(done: int, total: int, target: str) -> None:
+async def _report(done: float, total: int, message: str) -> None:
     """Progress is a courtesy: a client that has gone fails no call."""
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        await get_context().report_progress(done, total, f"{target} answered")
+        await get_context().report_progress(done, total, message)
 
 
 def annotations(operation: Operation) -> ToolAnnotations:

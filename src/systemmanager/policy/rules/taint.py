@@ -9,7 +9,7 @@ def taint(request: Request) -> Verdict:
         return allow("taint", "changes nothing")
     if ago is None or not lasts or ago >= lasts:
         return allow("taint", "no text from targets was read of late")
-    if request.approvers:
+    if request.approved:
         return allow("taint", f"approved by {request.approved_by}")
     return ask(
         "taint",
