@@ -36,6 +36,11 @@ UNTAINTED = replace(BUILTIN, taint_minutes=0)
 OPERATOR = Principal("local:0", "operator", (Grant(expand(["admin"])),), "process")
 
 
+def operator(subject: str) -> Principal:
+    """One of several operators, each with every right and a rate limit of their own."""
+    return replace(OPERATOR, subject=subject)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end."""
     return asyncio.run(work)

@@ -244,7 +244,7 @@ _ALSO = {
 }
 """Other names of variables: those of Tailscale's tsidp."""
 
-_OF_THE_TESTS = {"SYSTEMMANAGER_TEST_REQUIRE"}
+_OF_THE_TESTS = {"SYSTEMMANAGER_TEST_REQUIRE", "SYSTEMMANAGER_TEST_ROUNDS"}
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:

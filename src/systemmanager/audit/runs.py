@@ -102,11 +102,11 @@ class Ended:
             if record.get("n", since + 1) <= since:
                 break
             key = (str(record.get("call_id")), record.get("target"))
-            if record.get("run") != self._path.name:
-                continue
             if record.get("phase") == "outcome":
-                closed.add(key)
-            elif record.get("phase") == "intent" and not record.get("dry_run") and key not in closed:
+                closed.add(key)  # also by one that closed for it and was killed before it could forget it
+            elif record.get("run") != self._path.name or record.get("dry_run") or key in closed:
+                continue
+            elif record.get("phase") == "intent":
                 found.append(_unknown(record, now))
         return found[::-1]
 
@@ -128,6 +128,7 @@ def _unknown(intent: dict[str, Any], now: float) -> Record:
         str(intent.get("kind", "")),
         intent.get("target"),
         intent.get("risk"),
+        arguments={"run": intent.get("run")},
         registry=intent.get("registry"),
         policy=intent.get("policy"),
         code="unknown",
@@ -143,8 +144,7 @@ def ended(log: Path) -> Iterator[Ended]:
     except FileNotFoundError:
         return
     for path in paths:
-        if path.name.startswith("."):
-            continue
+        hidden = path.name.startswith(".")
         try:
             descriptor = open_to_read(path)
         except FileNotFoundError:
@@ -154,7 +154,9 @@ def ended(log: Path) -> Iterator[Ended]:
         except BlockingIOError:
             os.close(descriptor)
             continue
-        if not path.exists():  # another process was quicker
+        if hidden and os.fstat(descriptor).st_size:
+            path.unlink(missing_ok=True)  # its process was gone before anybody could see it
+        if hidden or not path.exists():  # or another process was quicker
             os.close(descriptor)
             continue
         yield Ended(path, descriptor, log)
