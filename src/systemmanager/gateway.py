@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from systemmanager import shaping
-from systemmanager.approvals.desk import Approve, Desk, settle
+from systemmanager.approvals.desk import Approve, Desk, Elicit, settle
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
     AuditUnavailable,
@@ -96,26 +96,29 @@ class Gateway:
         *,
         progress: Progress | None = None,
         approve: Approve | None = None,
+        elicit: Elicit | None = None,
     ) -> Reply:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
         `progress` is told after each target of many, and while the call waits for a person. `approve` is asked for the
-        requests that need a person's yes and answers who said it, "" for a no, or None when nobody is there.
+        requests that need a person's yes and answers who said it, "" for a no, or None when nobody is there; `elicit`
+        asks whoever sits at the client, where policy.yaml allows that.
         """
         started = time.perf_counter()
         entry = self._entry(principal, tool, arguments)
 
         told = Told(progress)
 
-        async def once(raw: Mapping[str, Any]) -> _Decided:
+        async def once(raw: Mapping[str, Any], *asking: Any) -> _Decided:
             call = self._begin(entry, tool, raw, started)
             targets = self.chosen(principal, call.operation, call.shared.targets, call.registry)
-            return call, *await self._decisions(call, targets, approve)
+            return call, *await self._decisions(call, targets, *asking)
 
         async def decided() -> _Decided:
             """When a person has answered, all is decided anew: rights, targets and policy may have changed."""
-            call, requests, decisions = await once(arguments)
+            call, requests, decisions = await once(arguments, approve, elicit)
             if self.desk is not None and (more := await self.desk.awaited(call, decisions, told.say)):
+                self._recent.take_back(principal.subject, requests[0].access.risk)
                 return await once({**arguments, **more})
             return call, requests, decisions
 
@@ -135,7 +138,7 @@ class Gateway:
                 raise UnknownTarget(f"there is no target {id[:100]!r}", hint="list_targets shows what there is.")
             shared = Shared((id,), "json", dry_run=False)
             call = Call(entry, operation, {}, shared, self.registry, self.policy, self._redactor, started)
-            return call, *await self._decisions(call, [self.registry.targets[id]], None)
+            return call, *await self._decisions(call, [self.registry.targets[id]])
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
             result = TargetReply(id, untrusted=operation.untrusted)
@@ -211,13 +214,13 @@ class Gateway:
         return registry.select(expressions or ("local",), registry.within(principal.grants))
 
     async def _decisions(
-        self, call: Call, targets: Sequence[Target], approve: Approve | None
+        self, call: Call, targets: Sequence[Target], approve: Approve | None = None, elicit: Elicit | None = None
     ) -> tuple[list[Request], list[Decision]]:
         requests = self.requests(call.principal, call.operation, call.arguments, targets, call.registry, call=call)
         decisions = [_decide(request) for request in requests]
         if any(decision.permit is not None or decision.against.code != "rate_limited" for decision in decisions):
             self._recent.add(call.principal.subject, requests[0].access.risk)
-        return await settle(self.desk, call, requests, decisions, _decide, approve)
+        return await settle(self.desk, call, requests, decisions, _decide, approve, elicit)
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 

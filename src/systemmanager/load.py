@@ -28,6 +28,11 @@ class Recent:
                 counts[risk] = len(times)
         return counts
 
+    def take_back(self, subject: str, risk: Risk) -> None:
+        """Forget the newest call: it is made again."""
+        if times := self._times.get((subject, risk)):
+            times.pop()
+
     def add(self, subject: str, risk: Risk) -> None:
         key, now = (subject, risk), self._clock()
         if key not in self._times and len(self._times) >= MOST_CALLERS:

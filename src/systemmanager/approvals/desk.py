@@ -16,11 +16,13 @@ from systemmanager.approvals.question import Question, question_of
 from systemmanager.approvals.store import ApprovalStore, Asked
 from systemmanager.errors import ApprovalRefused, GatewayError, NotFound
 from systemmanager.journal import Call, Journal
+from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals
 from systemmanager.request import Answer, Decision, Request, Verdict
 
 Judge = Callable[[Request], Decision]
 Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
+Elicit = Callable[[Asked], Awaitable[bool | None]]
 Tell = Callable[[float, str], Awaitable[None]]
 Settled = tuple[list[Request], list[Decision]]
 
@@ -47,6 +49,7 @@ async def settle(
     decisions: list[Decision],
     judge: Judge,
     approve: Approve | None,
+    elicit: Elicit | None,
 ) -> Settled:
     """What becomes of a call: with a yes it goes on, else it is held and told how to get one.
 
@@ -65,7 +68,7 @@ async def settle(
             requests, decisions = _approved(requests, decisions, (person,), judge)
     if desk is None or not _asks(decisions):
         return requests, decisions
-    return await desk.settle(call, requests, decisions, judge)
+    return await desk.settle(call, requests, decisions, judge, elicit)
 
 
 def _asks(decisions: Sequence[Decision]) -> bool:
@@ -103,12 +106,15 @@ class Desk:
     _waiting: list[str] = field(default_factory=list)
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def settle(self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge) -> Settled:
+    async def settle(
+        self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge, elicit: Elicit | None = None
+    ) -> Settled:
         """What becomes of a call that needs a yes."""
+        given = False
         try:
             question = question_of(call, requests)
             if call.shared.approval_id is None:
-                asked = await self._ask(call, question)
+                asked, given = await self._ask(call, question, elicit)
             else:
                 asked = await self._redeem(call, call.shared.approval_id, question)
         except GatewayError as error:
@@ -122,9 +128,11 @@ class Desk:
         if asked.state == "denied":
             return requests, _held(decisions, _refused(ApprovalRefused(f"{asked.refuser} said no to this call")))
         reason = next(decision.against.reason for decision in decisions if decision.answer is Answer.ASK)
-        return requests, _held(decisions, self._required(asked, reason))
+        return requests, _held(decisions, self._required(asked, reason, given=given))
 
-    async def _ask(self, call: Call, question: Question) -> Asked:
+    async def _ask(self, call: Call, question: Question, elicit: Elicit | None) -> tuple[Asked, bool]:
+        """The request for a call, and whether it was approved just now, while the channels were tried."""
+        rules = self.rules()
         asked, made = await asyncio.to_thread(
             self.store.ask,
             call.principal.subject,
@@ -132,17 +140,32 @@ class Desk:
             question.shown,
             question.digest,
             needed=question.needed,
-            lifetime=self.rules().lifetime,
+            lifetime=rules.lifetime,
         )
         if made:
             log.info("a call waits for an approval", approval_id=asked.id, tool=asked.tool, subject=asked.subject)
             await self._event("approval ask", asked, asked.subject, call_id=call.id)
-        told = self.webhook is not None and "webhook" in self.rules().channels and asked.id not in self._promised
-        if asked.state == "pending" and self.webhook is not None and told:
-            asked = await self._tell(self.webhook, asked)
-            if asked.state == "approved":
-                return await self._redeem(call, asked.id, question)
-        return asked
+        before = asked.state
+        for channel in rules.channels:
+            if asked.state != "pending":
+                break
+            if channel == "webhook" and self.webhook is not None and asked.id not in self._promised:
+                asked = await self._tell(self.webhook, asked)
+            elif channel == "elicitation" and elicit is not None:
+                asked = await self._elicit(elicit, asked)
+        return asked, before == "pending" and asked.state == "approved"
+
+    async def _elicit(self, elicit: Elicit, asked: Asked) -> Asked:
+        """Ask whoever sits at the client. They are on the side of who asks: never one of two people."""
+        if asked.needed > 1 or not self.rules().elicits(Risk(asked.question["risk"])):
+            return asked
+        said = await elicit(asked)
+        if said is None:
+            return await self.get(asked.id)
+        try:
+            return await self.answer(asked.id, f"elicited:{asked.subject}", said, "elicitation", digest=asked.digest)
+        except ApprovalRefused:  # written down already; somebody else may have answered meanwhile
+            return await self.get(asked.id)
 
     async def _tell(self, webhook: "Webhook", asked: Asked) -> Asked:
         """Ask the webhook. It is asked again by the next call, as long as it has neither answered nor promised to."""
@@ -177,7 +200,7 @@ class Desk:
             await self._event("approval use", asked, subject, call_id=call.id)
         return asked
 
-    def _required(self, asked: Asked, reason: str) -> Verdict:
+    def _required(self, asked: Asked, reason: str, *, given: bool) -> Verdict:
         left = max(0, round(asked.expires - self.store.clock()))
         details: dict[str, Any] = {
             "approval_id": asked.id,
@@ -185,6 +208,8 @@ class Desk:
             "expires_in": left,
             "needed": asked.needed,
         }
+        if given:
+            details["given"] = True
         if asked.state == "approved":
             how = f"It is approved: call again, unchanged, with approval_id={asked.id}"
         else:
@@ -200,11 +225,12 @@ class Desk:
 
     async def awaited(self, call: Call, decisions: Sequence[Decision], tell: Tell) -> dict[str, Any] | None:
         """The arguments with which to make a call again, once a person has answered while it waited."""
-        if not call.shared.approval_wait:
+        all_details = (one.against.details or {} for one in decisions if one.answer is Answer.ASK)
+        details = next((one for one in all_details if "approval_id" in one), None)
+        if details is None:
             return None
-        details = (one.against.details or {} for one in decisions if one.answer is Answer.ASK)
-        id = next((str(one["approval_id"]) for one in details if "approval_id" in one), None)
-        if id is None or not await self._wait(call, id, tell):
+        id = str(details["approval_id"])
+        if not details.get("given") and not (call.shared.approval_wait and await self._wait(call, id, tell)):
             return None
         return {"approval_id": id, "approval_wait": 0}
 
@@ -253,7 +279,7 @@ class Desk:
         rules = self.rules()
         if channel not in rules.channels:
             raise ApprovalRefused(f"policy.yaml lets nobody answer by {channel}")
-        if rules.approvers is not None and not listed(person, rules.approvers):
+        if channel != "elicitation" and rules.approvers is not None and not listed(person, rules.approvers):
             raise ApprovalRefused(f"{person!r} is not among the approvers of policy.yaml")
 
     async def get(self, id: str) -> Asked:

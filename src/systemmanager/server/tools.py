@@ -15,6 +15,7 @@ from systemmanager.arguments import call_model
 from systemmanager.gateway import Gateway
 from systemmanager.operation import Operation
 from systemmanager.request import Principal
+from systemmanager.server.elicitation import AtClient
 from systemmanager.server.schemas import input_schema, output_schema
 
 Caller = Callable[[], Principal]
@@ -55,7 +56,10 @@ class OperationTool(Tool):
         return tool
 
     async def run(self, arguments: dict[str, Any]) -> ToolResult:
-        reply = await self._gateway.call(self._caller(), self._asked, arguments, progress=_report)
+        person = AtClient(get_context())
+        reply = await self._gateway.call(self._caller(), self._asked, arguments, progress=_report, elicit=person.ask)
+        if (question := person.answer()) is not None:
+            return question
         wanted = "toon" if arguments.get("format") == "toon" else "json"
         return ToolResult(
             content=[TextContent(type="text", text=reply.text(wanted))],
