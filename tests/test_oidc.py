@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,6 +107,30 @@ def test_a_hostile_answer_lets_nobody_in(path: str, name: str, monkeypatch: pyte
     idp = Idp(behave={path: HOSTILE[name]})
     refused(idp, opaque if path != "/jwks" else lambda idp: jwt(idp.url))
     assert len(idp.asked) <= 3
+
+
+ALMOST: dict[str, tuple[int, Changes, dict[str, str]]] = {
+    "too long": (200, {"x": "x" * 300_000}, {}),
+    "of another status": (201, {}, {}),
+    "with an error's status": (500, {}, {}),
+    "with a redirect": (307, {}, {"Location": "/introspect"}),
+    "packed, or so it says": (200, {}, {"Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("name", ALMOST)
+def test_an_answer_that_is_good_but_for_one_thing_lets_nobody_in(name: str) -> None:
+    status, more, headers = ALMOST[name]
+
+    async def work() -> None:
+        async with provider(Idp()) as idp, verifier(idp) as oidc:
+            body = json.dumps({**tsidp_claims(idp.url), **more}).encode()
+            idp.behave["/introspect"] = lambda: (status, body, headers)
+            with pytest.raises(Unavailable):
+                await oidc.identify(OPAQUE)
+            assert idp.times("/introspect") == 1
+
+    run(work())
 
 
 def test_an_issuer_that_hangs_is_given_up_and_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
