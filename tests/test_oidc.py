@@ -12,6 +12,7 @@ from systemmanager.policy.grants import GrantRule
 from systemmanager.policyfile import Policy
 from systemmanager.request import Grant
 from systemmanager.scopes import BUNDLES
+from systemmanager.server.auth import issuer
 from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
 from tests.idp import NOW, OPAQUE, Answer, Idp, Moment, as_json, jwt, provider, tsidp_claims, verifier
 from tests.support import run
@@ -177,8 +178,21 @@ METADATA: dict[str, Changes] = {
 @pytest.mark.parametrize("name", METADATA)
 def test_metadata_that_is_not_the_issuer_s_own_lets_nobody_in(name: str) -> None:
     idp = Idp(metadata=METADATA[name])
-    refused(idp, opaque)
+    said = refused(idp, opaque)
+    assert any(words in said for words in ("to the letter", "is no https address", "has no introspection"))
     assert idp.times("/introspect") == 0
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/introspect", "http://idp.test/introspect", "https:///introspect"])
+def test_an_issuer_by_https_has_no_endpoint_in_the_clear(url: str) -> None:
+    async def work() -> None:
+        async with issuer.client() as client:
+            with pytest.raises(Unavailable, match="no https"):
+                issuer.Issuer("https://idp.test", client)._endpoint(
+                    {"introspection_endpoint": url}, "introspection_endpoint"
+                )
+
+    run(work())
 
 
 def test_metadata_is_found_where_oauth_has_it() -> None:
