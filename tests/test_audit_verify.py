@@ -101,12 +101,12 @@ def edits(path: Path) -> Any:
 def test_every_edit_is_named_by_its_line(path: Path) -> None:
     dice = random.Random(1)
     for file, index, whole in edits(path):
-        before = file.read_bytes()
-        line = bytearray(whole[index])
-        place = dice.randrange(len(line) - 1)
-        line[place] = dice.choice([byte for byte in b"0a}x" if byte != line[place]])
-        file.write_bytes(b"".join([*whole[:index], bytes(line), *whole[index + 1 :]]))
-        assert at(path) == (file.name, index + 1)
+        before, end = file.read_bytes(), len(whole[index]) - 1
+        for place in (0, dice.randrange(end), end - 2, end - 1):
+            line = bytearray(whole[index])
+            line[place] = dice.choice([byte for byte in b"0a}x" if byte != line[place]])
+            file.write_bytes(b"".join([*whole[:index], bytes(line), *whole[index + 1 :]]))
+            assert at(path) == (file.name, index + 1)
         file.write_bytes(before)
     verify(path, KEYS)
 

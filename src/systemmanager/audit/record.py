@@ -85,7 +85,9 @@ def seal(fields: Mapping[str, Any]) -> tuple[bytes, str]:
 def sealed(line: bytes) -> bytes | None:
     """The hash that a line (without its line feed) ends with, when it fits what stands before it."""
     claimed = line[-66:-2]
-    if line[-_TAIL:-66] != _BEFORE_HASH or sha256(line[:-_TAIL] + b"}").hexdigest().encode() != claimed:
+    if line[-_TAIL:-66] != _BEFORE_HASH or line[-2:] != b'"}':
+        return None
+    if sha256(line[:-_TAIL] + b"}").hexdigest().encode() != claimed:
         return None
     return claimed
 

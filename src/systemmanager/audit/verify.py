@@ -138,6 +138,8 @@ class _Check:
         self._torn = None
 
     def _misplaced(self, line: bytes) -> None:
+        if self._torn is not None:
+            self._broken("this is no record", self._torn.line)
         due = self.found.last + 1
         n = (parsed(line) or {}).get("n")
         if self.found.records == 0 and isinstance(n, int) and n > 1:
@@ -145,8 +147,6 @@ class _Check:
                 self.found.last, self._head = n - 1, follows(line)
                 return
             self._broken(f"the log begins with record {n}: the {n - 1} before it are missing")
-        if self._torn is not None:
-            self._broken("this is no record", self._torn.line)
         if n == due:
             self._broken(f"record {n} does not follow the record before it: one of them is from another log or forged")
         self._broken(f"record {n} stands where record {due} is due: records were removed, moved or put in")
