@@ -1,5 +1,6 @@
 # make run    start the gateway on this machine, with nothing to configure
 # make test   the whole suite; SYSTEMMANAGER_TEST_REQUIRE=ssh,docker,mcp makes a skip a failure
+# make attacks  the hostile catalogue, and its table
 # make check  format, lint and types       make bench   speed, as ratios      make tokens   sizes of schemas and answers
 # make docs   renew the README's tables      make lock    renew requirements.lock      make clean   remove the environment
 
@@ -9,13 +10,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: run test check bench tokens docs lock clean
+.PHONY: run test attacks check bench tokens docs lock clean
 
 run: $(READY)
 	@exec $(BIN)/systemmanager serve --announce
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+attacks: $(READY)
+	$(BIN)/python -m tests.attacks
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -294,15 +294,3 @@ def test_a_log_that_is_being_written_verifies(tmp_path: Path) -> None:
     run(work())
     assert counts == sorted(counts) and len(set(counts)) > 2
     assert isinstance(verify(path, KEYS), Found) and len(files(path)) > 2
-
-
-@pytest.mark.parametrize("kept", [0, 3])
-def test_a_tail_that_is_cut_under_a_running_gateway_shows_without_a_witness(tmp_path: Path, kept: int) -> None:
-    path = tmp_path / "audit.jsonl"
-    log = log_at(path, witness=None)
-    for number in range(5):
-        log.append_now(record(number))
-    path.write_bytes(b"".join(lines(path)[:kept]))
-    log.append_now(record(9))
-    log.close()
-    assert at(path) == (path.name, kept + 1)

@@ -161,14 +161,6 @@ def test_a_proxy_on_loopback_must_say_whom_it_speaks_for(name: str, tmp_path: Pa
         assert b" 401 " not in answer.split(b"\r\n")[0], "the peer was let in; the empty body is what was wrong"
 
 
-def test_a_proxy_on_loopback_is_known_on_a_socket_for_both_families(tmp_path: Path) -> None:
-    async def work() -> bytes:
-        async with gateway(tmp_path, MCP_PROXY_PROTOCOL=True, MCP_HOST="::") as (there, _):
-            return await by_proxy(there, header(STRANGER))
-
-    assert run(work()).startswith(b"HTTP/1.1 401")
-
-
 def test_a_proxy_header_counts_only_where_it_is_switched_on(tmp_path: Path) -> None:
     async def work() -> bytes:
         async with gateway(tmp_path) as (there, daemon):

@@ -88,6 +88,10 @@ class Gateway:
         self.last_status = {id: seen for id, seen in self.last_status.items() if id in registry.targets}
         self._slots.keep(registry.targets)
 
+    def shown(self, text: str) -> str:
+        """A caller's own text as it may be said back: without secrets and escapes."""
+        return self._redactor.text(text)
+
     async def call(
         self,
         principal: Principal,

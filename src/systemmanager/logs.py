@@ -37,3 +37,9 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
+    hush()
+
+
+def hush() -> None:
+    """Keep fastmcp from logging what clients send, as it came: the gateway says the same, without secrets."""
+    logging.getLogger("fastmcp").setLevel(logging.CRITICAL)

@@ -82,7 +82,7 @@ async def _until_end(process: asyncio.subprocess.Process, collected: Collected, 
     out, err = process.stdout.read, process.stderr.read
     readers: asyncio.Future[Any] = asyncio.gather(collected.drain(out, 0), collected.drain(err, 1))
     full: asyncio.Future[Any] = asyncio.ensure_future(collected.full.wait())
-    ended: asyncio.Future[Any] = asyncio.ensure_future(process.wait())
+    ended: asyncio.Future[Any] = asyncio.ensure_future(_exit_of(process))
     try:
         await asyncio.wait([full, ended], return_when=asyncio.FIRST_COMPLETED)
         if not collected.full.is_set():
@@ -91,6 +91,24 @@ async def _until_end(process: asyncio.subprocess.Process, collected: Collected, 
         for waiting in (readers, full, ended):
             waiting.cancel()
         await asyncio.gather(readers, full, ended, return_exceptions=True)
+
+
+async def _exit_of(process: asyncio.subprocess.Process) -> None:
+    """Return when the program itself has ended. `wait` may also wait for its pipes, which a child of its may hold."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # a kernel or a container without pidfd_open(2)
+        await process.wait()
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:

@@ -21,12 +21,6 @@ _FAMILIES = {0x11: (4, 12), 0x21: (16, 36)}
 """TCP over IPv4 and over IPv6: bytes of an address, and of both addresses and ports."""
 
 
-def plain_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address as its own family has it: a socket for both families shows IPv4 inside IPv6. Raises `ValueError`."""
-    address = ipaddress.ip_address(host)
-    return getattr(address, "ipv4_mapped", None) or address
-
-
 class BadHeader(ValueError):
     """What should be a PROXY header is none."""
 
@@ -69,7 +63,7 @@ def with_peers(base: type[HttpToolsProtocol], *, proxied: bool = False) -> type[
             if found is not None and found.family == socket.AF_UNIX:
                 credentials = found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 self.client = (f"{UID}{struct.unpack('3i', credentials)[1]}", 0)
-            elif proxied and self.client is not None and plain_address(self.client[0]).is_loopback:
+            elif proxied and self.client is not None and ipaddress.ip_address(self.client[0]).is_loopback:
                 self._waiting = b""
 
         def data_received(self, data: bytes) -> None:

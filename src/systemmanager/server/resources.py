@@ -38,7 +38,7 @@ def add_resources(server: FastMCP, gateway: Gateway, caller: Caller) -> None:
         description="The status of one target as the gateway last saw it, with the time (seconds since 1970).",
     )
     async def status(id: str) -> ResourceResult:
-        return _content(await gateway.last_seen(caller(), id), STATUS.format(id=id))
+        return _content(await gateway.last_seen(caller(), id), gateway.shown(STATUS.format(id=id)))
 
     @server.completion
     async def complete(
@@ -59,6 +59,7 @@ def _content(reply: Reply, uri: str) -> ResourceResult:
     result = reply.results[0] if reply.results else None
     error = reply.error if result is None else result.error
     if error is not None:
-        raise MCPError(mcp_types.INVALID_PARAMS, error["message"], {"uri": uri, "call_id": reply.call_id, **error})
+        details = {"uri": uri, "call_id": reply.call_id, **error}
+        raise MCPError(mcp_types.INVALID_PARAMS, error["message"], details)
     assert result is not None
     return ResourceResult([ResourceContent(compact_json(result.data), mime_type=_JSON)])

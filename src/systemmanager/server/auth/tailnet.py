@@ -1,5 +1,6 @@
 """Identities of a tailnet: tailscaled says whose connection it is, by its LocalAPI or by headers on a unix socket."""
 
+import ipaddress
 import re
 import time
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from systemmanager.selectors import selector
 from systemmanager.server.auth.asking import Status, Together, ask
 from systemmanager.server.auth.identity import Identity, Missing, Refused, Unavailable
 from systemmanager.server.auth.plain import plain_object
-from systemmanager.server.peers import UID, plain_address
+from systemmanager.server.peers import UID
 
 LASTS, SELF_LASTS = 5.0, 60.0
 """Seconds for which an answer about a peer, and about this node itself, is taken as read."""
@@ -213,7 +214,9 @@ def _login(name: Any) -> str:
 
 def _address(host: str, port: int) -> str:
     try:
-        address = plain_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         raise Missing("no credential, and no peer that could be asked about") from None
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -1,5 +1,6 @@
 """Failed attempts per address: who has had too many waits, before anything is computed or asked for them."""
 
+import ipaddress
 import math
 import time
 from collections import OrderedDict
@@ -7,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from systemmanager.server.auth.identity import Refused
-from systemmanager.server.peers import plain_address
 
 AT_ONCE, EVERY = 20, 3.0
 """Failed attempts of one address that are heard at once, and seconds after which one more is."""
@@ -66,9 +66,11 @@ class Throttle:
 def _network(peer: str) -> tuple[str, int]:
     """What counts as one address (of IPv6 the /64 that one customer has), and how many share it."""
     try:
-        address = plain_address(peer)
+        address = ipaddress.ip_address(peer)
     except ValueError:
         return peer, BY_PROXY
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     if address.is_loopback:
         return str(address), BY_PROXY
     return (str(address) if address.version == 4 else str(int(address) >> 64)), 1

@@ -1,0 +1,56 @@
+"""Every case of the catalogue, held to the same bar. One class per group, so that the workers share them."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.attacks.arena import Arena
+from tests.attacks.attackers import ATTACKERS
+from tests.attacks.catalogue import FOLDER, GROUPS, Case, cases
+from tests.attacks.judging import judge
+from tests.attacks.sequences import SEQUENCES
+from tests.support import run
+
+WRITTEN = [group for group in GROUPS if (FOLDER / f"{group}.yaml").exists()]
+HOW = ATTACKERS | SEQUENCES
+LEAST = 300
+"""Cases of the catalogue, at least."""
+
+
+def holds(group: str) -> type:
+    """The test class of one group."""
+
+    @pytest.mark.parametrize("case", cases(group), ids=str)
+    def test_is_refused(
+        self: Any,
+        case: Case,
+        arena: Arena,
+        logged: list[str],
+        capfd: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+        request: pytest.FixtureRequest,
+        record_property: Any,
+    ) -> None:
+        record_property("group", group)
+        if case.how == "argv":
+            arena.arrived = request.getfixturevalue("arrived")
+        told = run(HOW[case.how](case, arena))
+        finding = judge(case, told, arena, "\n".join([*logged, *capfd.readouterr(), *caplog.messages]))
+        record_property("accepted", finding.accepted)
+        record_property("effects", len(finding.effects))
+        assert not finding.wrong, "\n".join(finding.wrong)
+
+    return type(f"Test{group.title()}", (), {"test_is_refused": test_is_refused})
+
+
+for _group in WRITTEN:
+    _class = holds(_group)
+    globals()[_class.__name__] = _class
+
+
+def test_the_catalogue_is_whole() -> None:
+    every = [case for group in GROUPS for case in cases(group)]
+    twice = [id for id, count in Counter(case.id for case in every).items() if count > 1]
+    assert not twice, f"ids that stand twice: {twice}"
+    assert len(every) >= LEAST
