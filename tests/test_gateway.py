@@ -45,7 +45,7 @@ def test_the_text_of_a_defect_stays_inside_and_secrets_are_masked(tmp_path: Path
     reply = ask(fleet(tmp_path, "broken", "exit"), {"targets": "*"})
     assert "hunter2" not in str(reply) and "\x1b" not in str(reply)
     assert "hunter2" not in (tmp_path / "audit.jsonl").read_text()
-    assert reply["results"][1]["error"]["message"] == "password=[redacted]"
+    assert reply["results"][1]["error"]["message"] == r"password=[redacted]\x1b[31m"
 
 
 BAD_CALLS: dict[str, tuple[str, Any, str]] = {

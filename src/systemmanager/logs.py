@@ -2,10 +2,33 @@
 
 import logging
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import structlog
 
+from systemmanager.redaction import Redactor
+
 log = structlog.get_logger("systemmanager")
+
+_redactor = Redactor()
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Keep these out of the log, beside what looks like a secret."""
+    global _redactor
+    _redactor = Redactor(secrets)
+
+
+def quiet_libraries() -> None:
+    """Libraries that tell at DEBUG what they send and get, credentials too, tell warnings only."""
+    for name in ("asyncssh", "docker", "hpack", "httpcore", "httpx", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def redacted(logger: Any, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """structlog processor: what a defect says of itself may hold what a target said."""
+    return {name: _redactor.value(value) for name, value in event.items()}
 
 
 def configure(level: str) -> None:
@@ -17,9 +40,9 @@ def configure(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[structlog.types.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [structlog.processors.format_exc_info, redacted, structlog.dev.ConsoleRenderer()]
         if terminal
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, redacted, structlog.processors.JSONRenderer()]
     )
     number = getattr(logging, level)
     structlog.configure(
@@ -34,6 +57,7 @@ def configure(level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    quiet_libraries()
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
-from systemmanager.secretshapes import HARMLESS, NAME, secret_spans
+from systemmanager.secretshapes import HARMLESS, NAME, Span, encoded_spans, secret_spans
 
 MASK = "[redacted]"
 _HARMLESS_TYPES = frozenset({int, bool, type(None)})
@@ -42,6 +42,39 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{{{code:x}}}"
 
 
+def masked(text: str, spans: Iterable[Span]) -> str:
+    """The text with these places masked; a mask is not masked again."""
+    pieces: list[str] = []
+    done = 0
+    for start, end in spans:
+        if text[start:end] != MASK:
+            pieces += (text[done:start], MASK)
+            done = end
+    return "".join((*pieces, text[done:])) if pieces else text
+
+
+_COLOURS = re.compile(r"(?:\x1b\[|\x9b)[0-9;?]{0,16}[A-Za-z]")
+_ENDS = "\x00\x0b\x0c\r\x1c\x1d\x1e\x85\u2028\u2029"
+
+_AS_LINES = str.maketrans(dict.fromkeys(_ENDS, "\n"))
+
+
+def _places(text: str) -> list[int]:
+    """Where each character that one would see stands in a text."""
+    places: list[int] = []
+    done = 0
+    for hidden in _INVISIBLE.finditer(text):
+        if (end := hidden.start()) < done:
+            continue  # inside a colour
+        places.extend(range(done, end))
+        colour = _COLOURS.match(text, end)
+        if hidden[0] in _ENDS and not colour:
+            places.append(end)
+        done = colour.end() if colour else end + 1
+    places.extend(range(done, len(text)))
+    return places
+
+
 def _forms(secret: str) -> Iterator[str]:
     """How an exact secret may stand in a text: as it is, line by line, in JSON, in a URL, in base64."""
     yield secret
@@ -67,12 +100,15 @@ class Redactor:
             return visible(text)
         if self._known is not None:
             text = self._known.sub(MASK, text)
-        pieces: list[str] = []
-        done = 0
-        for start, end in secret_spans(text):
-            pieces += (text[done:start], MASK)
-            done = end
-        return visible("".join((*pieces, text[done:])) if pieces else text)
+        if (text.isascii() and text.isprintable()) or not _INVISIBLE.search(text):
+            text = masked(text, secret_spans(text))
+            return masked(text, encoded_spans(text))
+        # What can't be seen may stand inside a name: `pass\xadword`, or a colour between a name and its value.
+        seen = _INVISIBLE.sub("", _COLOURS.sub("", text).translate(_AS_LINES))
+        if found := [*secret_spans(seen)]:
+            places = _places(text)
+            text = masked(text, [(places[start], places[end - 1] + 1) for start, end in found])
+        return visible(masked(text, encoded_spans(text)))
 
     def value(self, value: Any) -> Any:
         """A JSON value with every text in it clean; a text under a secret's name is masked whole."""

@@ -17,7 +17,7 @@ from fastmcp.server.dependencies import get_access_token
 from pydantic import SecretStr
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
-from systemmanager import __version__, policyfile, registry
+from systemmanager import __version__, logs, policyfile, registry
 from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
@@ -134,6 +134,7 @@ class Running:
         changes = older.changes(newer)
         self.own_files.add(of_targets(newer))
         self.gateway.replace_registry(newer)
+        logs.hide(newer.secrets | self.gateway.secrets)
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
         log.info("targets.yaml reloaded", source=newer.source, version=newer.version, **changes)
@@ -204,6 +205,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 root=os.geteuid() == 0,
                 secrets=_secrets(settings, state),
             )
+            logs.hide(targets.secrets | gateway.secrets)
             journal.begin()
             webhook = webhook_of(settings)
             gateway.desk = Desk(approvals_of(state), gateway.journal, webhook, lambda: gateway.policy.approvals)
