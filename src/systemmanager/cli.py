@@ -14,6 +14,7 @@ os.environ |= {
 import asyncio
 import gc
 import json
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,9 @@ Words = Annotated[tuple[str, ...], Parameter(show=True)]
 
 def main() -> None:
     """Run one command; an error is one clear message on standard error and exit status 1."""
+    if sys.argv[1:2] in (["serve"], ["stdio"]):
+        # A SIGHUP while the gateway starts waits until it can reload, and does not end it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.set_threshold(100_000)  # imports make no garbage: looking for it among their objects is a sixth of the start
     try:
         app()

@@ -166,6 +166,7 @@ class Running:
             task.add_done_callback(tasks.discard)
 
         loop.add_signal_handler(signal.SIGHUP, begin)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since the process began
 
 
 def load_registry(settings: Settings) -> registry.Registry:
