@@ -42,14 +42,17 @@ class AtClient:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._open: Asked | None = None
-        capabilities = context.session.client_capabilities
+
+    def _there(self) -> bool:
+        """Whether the client says that it can show a form."""
+        capabilities = self._context.session.client_capabilities
         offered = None if capabilities is None else capabilities.elicitation
-        self.there = offered is not None and (offered.form is not None or offered.url is None)
+        return offered is not None and (offered.form is not None or offered.url is None)
 
     async def ask(self, asked: Asked) -> bool | None:
         """Yes or no to a request; None when they did not say, or have yet to be asked."""
         message = question(asked)
-        if not self.there or len(message) > MOST_SHOWN:
+        if not self._there() or len(message) > MOST_SHOWN:
             return None
         if self._context.session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
             return await self._now(message)
