@@ -1,10 +1,11 @@
 """The documents say what the program does."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from systemmanager import registry
+from systemmanager import policyfile, registry
 from systemmanager.operation import CATALOGUE
 from systemmanager.scopes import SCOPES
 from systemmanager.target import Constraints
@@ -38,6 +39,19 @@ def test_the_example_registry_loads(tmp_path: Path) -> None:
     loaded = registry.load(ROOT / "targets.example.yaml", names)
     assert not loaded.faults
     assert {target.executor for target in loaded.targets.values()} == {"local", "ssh", "docker", "http"}
+
+
+def test_the_policy_of_the_readme_loads(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(next(text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "grants:" in text))
+    policy = policyfile.load(path)
+    assert policy.grants_for("ann@example.com") and policy.approvals.approvers and policy.taint_minutes == 10
+
+
+def test_the_tests_that_the_threats_name_are_there() -> None:
+    named = set(re.findall(r"`(tests/[a-z0-9_/.]+)`", README))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_each_dependency_has_its_reason() -> None:
