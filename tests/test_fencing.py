@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from systemmanager.errors import CommandFailed
-from systemmanager.fencing import end_of, fence, fence_error, fences, holds_foreign_text, new_nonce, unfenced
+from systemmanager.fencing import end_of, fence, fence_error, new_nonce, places, present, unfenced
 from systemmanager.operation import CATALOGUE
 from systemmanager.ports import Foreign, ForeignText, FreeText, Result
 from systemmanager.redaction import Redactor
@@ -45,7 +45,7 @@ DATA = {
 
 
 def test_fields_that_are_declared_free_text_are_fenced_and_no_others() -> None:
-    assert fence(DATA, fences(Page), N) == {
+    assert fence(DATA, places(Page, fenced=True), N) == {
         "name": "n",
         "command": "c",
         "log": f"<<untrusted {N}>>\na\nb\n<<end {N}>>",
@@ -53,7 +53,7 @@ def test_fields_that_are_declared_free_text_are_fenced_and_no_others() -> None:
         "by_name": {"k": f"<<untrusted {N}>> v <<end {N}>>"},
         "one": {"text": ""},
     }
-    assert unfenced(fence(DATA, fences(Page), N)) == DATA
+    assert unfenced(fence(DATA, places(Page, fenced=True), N)) == DATA
 
 
 @pytest.mark.parametrize("text", ["x <<end 000000000000>>", "<<end>>", "<<untrusted 000000000000>>\n", f"<<end {N}"])
@@ -68,7 +68,7 @@ def test_nonces_do_not_repeat() -> None:
 
 
 def test_a_cut_answer_keeps_the_end_of_its_fence() -> None:
-    fenced = fence({"log": "x" * 600_000}, fences(Page), N)
+    fenced = fence({"log": "x" * 600_000}, places(Page, fenced=True), N)
     reply = bound(Reply("c", "t", [TargetReply("a", fenced, untrusted=True)]))
     text = (reply.results[0].data or {})["log"]
     assert text.startswith(f"<<untrusted {N}>>") and end_of(text) == f" <<end {N}>>"
@@ -127,7 +127,8 @@ NAMES = frozenset(
     NetworkRow.subnets NetworkRow.containers PulledImage.image PulledImage.id PulledImage.digest ContainerUpdate.name
     ContainerUpdate.image ContainerUpdate.image_id ContainerUpdate.previous_image_id ContainerUpdate.id
     ContainerUpdate.state FileAnswer.path FileEntry.modified FileEntry.mode FileEntry.owner FileEntry.group
-    FileAnswer.content FileAnswer.next FileAnswer.note UnitState.unit UnitState.active UnitState.sub UnitState.load
+    FileAnswer.content FileAnswer.next FileAnswer.note UnitState.unit UnitState.description UnitState.active
+    UnitState.sub UnitState.load
     UnitState.enabled UnitState.since UnitState.result UnitState.file Updates.next Updates.tool PackageChange.name
     PackageChange.old PackageChange.new Updates.held_back Updates.lists_from PackageWork.next PackageWork.tool
     PackageWork.held_back PackageWork.note SecurityAudit.next Finding.check Finding.title Finding.advice
@@ -165,11 +166,11 @@ def test_text_of_a_result_is_a_known_name_or_marked_as_foreign(name: str) -> Non
     operation = CATALOGUE[name]
     found = dict(texts(operation.result, set()))
     assert {field for field, foreign in found.items() if not foreign} <= NAMES
-    assert operation.untrusted == any(found.values()) == holds_foreign_text(operation.result)
+    assert (operation.foreign is not None) == any(found.values())
 
 
 def test_operations_that_read_what_others_wrote_are_untrusted() -> None:
-    assert {name for name, operation in CATALOGUE.items() if operation.untrusted} == {
+    assert {name for name, operation in CATALOGUE.items() if operation.foreign} == {
         "query_audit", "get_top_processes", "get_active_connections", "dns_lookup", "check_ssl_certificate",
         "http_request_test", "manage_container", "update_docker_container", "file_operations", "get_service_status",
         "manage_service", "audit_security",
@@ -180,7 +181,17 @@ def test_an_annotation_deep_inside_is_found() -> None:
     class Deep(Result):
         rows: list[dict[str, Annotated[Any, Foreign()]]] | None = None
 
-    assert holds_foreign_text(Deep) and fences(Deep) is None and not holds_foreign_text(Empty)
+    assert places(Deep, fenced=False) == {"rows": True} and places(Deep, fenced=True) is None
+    assert places(Empty, fenced=False) is None
+
+
+def test_only_an_answer_that_holds_foreign_text_is_untrusted() -> None:
+    where = places(CATALOGUE["manage_service"].result, fenced=False)
+    assert present({"unit": "x.service", "journal": ["it broke"]}, where)
+    assert not present({"unit": "x.service", "description": "An x", "journal": []}, where)
+    rows = places(CATALOGUE["get_top_processes"].result, fenced=False)
+    assert present({"processes": [{"name": "sh"}, {"command": "sh -c ignore"}]}, rows)
+    assert not present({"processes": [{"pid": 1}]}, rows) and not present({}, rows)
 
 
 class Empty(Result):

@@ -67,6 +67,11 @@ def test_after_reading_untrusted_text_a_change_asks_until_the_time_is_over(tmp_p
     assert scene.ask("stop") == "ok" and scene.engine.changed == 1
 
 
+def test_a_change_that_shows_nothing_foreign_taints_nobody(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    assert [scene.ask("stop") for _ in range(3)] == ["ok"] * 3
+
+
 def test_it_holds_for_the_reader_alone_and_reads_go_on(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     assert scene.ask("logs") == scene.ask("logs") == "ok"

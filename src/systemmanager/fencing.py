@@ -6,7 +6,7 @@ could not know it, so nothing in the text can end the fence.
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_args
 
@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from systemmanager.ports import Foreign
 
-Fences = Mapping[str, Any] | bool | None
-"""The fenced texts of a value: True for all of them, by field where only some are, None for none."""
+Places = Mapping[str, Any] | bool | None
+"""Texts of a value: True for all of them, by field where only some are meant, None for none."""
 
 _WHOLE = re.compile(r"<<untrusted ([0-9a-f]{12})>>[ \n](.*)[ \n]<<end \1>>", re.DOTALL)
 _END = re.compile(r"[ \n]<<end [0-9a-f]{12}>>\Z")
@@ -24,7 +24,7 @@ FREE_DETAILS = ("stderr", "stdout", "output", "began")
 """Details of errors that hold what a program or a server said."""
 
 
-def fence(value: Any, where: Fences, nonce: str) -> Any:
+def fence(value: Any, where: Places, nonce: str) -> Any:
     """A JSON value with its free texts fenced, as far as `where` says."""
     if where is None:
         return value
@@ -71,40 +71,33 @@ def end_of(text: str) -> str:
 
 
 @cache
-def fences(model: type[BaseModel]) -> Fences:
-    """Where in a result of this model free text stands."""
+def places(model: type[BaseModel], *, fenced: bool) -> Places:
+    """Where in a result of this model stands text that others wrote: all of it, or only what is fenced."""
     found = {
         name: where
         for name, field in model.model_fields.items()
-        if (where := _within(field.annotation, field.metadata)) is not None
+        if (where := _within(field.annotation, field.metadata, fenced)) is not None
     }
     return found or None
 
 
-def _within(annotation: Any, metadata: Any = ()) -> Fences:
-    if any(isinstance(one, Foreign) and one.fenced for one in metadata):
+def _within(annotation: Any, metadata: Any, fenced: bool) -> Places:
+    if any(isinstance(one, Foreign) and one.fenced >= fenced for one in metadata):
         return True
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return fences(annotation)
+        return places(annotation, fenced=fenced)
     parts = get_args(annotation)
     # The arguments of Annotated are its type and then its metadata.
-    inner = (_within(part, parts) for part in parts if not isinstance(part, Foreign))
+    inner = (_within(part, parts, fenced) for part in parts if not isinstance(part, Foreign))
     return next((where for where in inner if where is not None), None)
 
 
-def holds_foreign_text(model: type[BaseModel]) -> bool:
-    """Whether a result of this model may hold text that others wrote."""
-    return any(_marks(field.annotation, field.metadata) for field in model.model_fields.values())
-
-
-def _marks(annotation: Any, metadata: Any = ()) -> bool:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return holds_foreign_text(annotation)
-    return any(isinstance(one, Foreign) for one in (*metadata, *_leaves(annotation))) or any(
-        _marks(part) for part in get_args(annotation)
-    )
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    yield from getattr(annotation, "__metadata__", ())
+def present(value: Any, where: Places) -> bool:
+    """Whether there is any text at these places."""
+    if where is None or not value:
+        return False
+    if isinstance(where, bool):
+        return where
+    if isinstance(value, list):
+        return any(present(item, where) for item in value)
+    return any(present(value.get(name), inner) for name, inner in where.items())

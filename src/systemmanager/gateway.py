@@ -27,7 +27,7 @@ from systemmanager.errors import (
     UnknownTool,
     did_you_mean,
 )
-from systemmanager.fencing import fence, fence_error, new_nonce
+from systemmanager.fencing import fence, fence_error, new_nonce, present
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Entry, Journal, being_cancelled
@@ -145,7 +145,7 @@ class Gateway:
             return call, *await self._decisions(call, [self.registry.targets[id]])
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
-            result = TargetReply(id, untrusted=operation.untrusted)
+            result = TargetReply(id)
             if decisions[0].permit is None:
                 result.error = call.redactor.value(refusal(decisions[0]).as_dict())
                 return [result]
@@ -308,7 +308,7 @@ class Gateway:
         try:
             with self.freezer.running(request) as run:
                 result.data = await self._within_deadline(call, run, decision.permit, slots)
-            result.untrusted = call.operation.untrusted
+            result.untrusted = present(result.data, call.operation.foreign)
         except GatewayError as error:
             result.error = call.redactor.value(error.as_dict())
             result.untrusted = fence_error(result.error)

@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, create_model
 
 from systemmanager import ports
-from systemmanager.fencing import Fences, fences, holds_foreign_text
+from systemmanager.fencing import Places, places
 from systemmanager.scopes import canonical
 
 
@@ -65,8 +65,8 @@ class Operation:
     by: str | None = None
     cases: Mapping[str, Access] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
-    fences: Fences = None
-    untrusted: bool = False
+    foreign: Places = None
+    fences: Places = None
     idempotent: bool = True
     open_world: bool = False
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None
@@ -151,8 +151,7 @@ def operation(
 ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
     """Declare an operation; the function stays what it was, so that operations can call each other.
 
-    `timeout` is in seconds and the target's own limit may shorten it. Answers are untrusted
-    where the result model holds foreign text.
+    `timeout` is in seconds and the target's own limit may shorten it. The result model says which texts are foreign.
     """
 
     access = demand(scope, capability, risk, approval=approval, privileged=privileged)
@@ -173,8 +172,8 @@ def operation(
             by=by,
             cases=dict(cases or {}),
             roles=dict(roles or {}),
-            fences=fences(result),
-            untrusted=holds_foreign_text(result),
+            foreign=places(result, fenced=False),
+            fences=places(result, fenced=True),
             idempotent=idempotent,
             open_world=open_world,
             without_targets=without_targets,

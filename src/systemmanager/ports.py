@@ -24,8 +24,8 @@ class Result(BaseModel):
 class Foreign:
     """Marks text in a result that somebody on or behind the target may have written as they liked.
 
-    An operation with such a field is untrusted: its answers say so, and its readers are tainted. `fenced` text stands
-    between marks that nobody can guess.
+    An answer that holds such text is untrusted: it says so, and its readers are tainted. `fenced` text stands between
+    marks that nobody can guess.
     """
 
     fenced: bool = False

@@ -19,7 +19,7 @@ from systemmanager.errors import (
 )
 from systemmanager.operation import Risk, operation
 from systemmanager.params import UnitName
-from systemmanager.ports import ForeignText, FreeText, Output, Result, Shell
+from systemmanager.ports import FreeText, Output, Result, Shell
 
 _PROPERTIES = (
     "Id", "Description", "LoadState", "ActiveState", "SubState", "UnitFileState", "FragmentPath", "MainPID",
@@ -36,7 +36,7 @@ ServiceAction = Literal["start", "stop", "restart", "enable", "disable"]
 
 class UnitState(Result):
     unit: str
-    description: ForeignText | None = None
+    description: str | None = None
     active: str = Field(description="active, inactive, failed, activating, reloading ...")
     sub: str = Field(description="More precisely: running, exited, dead, listening ...")
     load: str
