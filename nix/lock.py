@@ -64,7 +64,7 @@ def wheels(entries: list[str], system: str) -> list[tuple[str, str]]:
             f"--python-version={PYTHON}", "--implementation=cp", f"--target={folder}", f"--report={report}",
             "-r", str(asked),
         ]  # fmt: skip
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True)  # noqa: S603
         found = [entry["download_info"] for entry in json.loads(report.read_text())["install"]]
     return [(one["url"].rpartition("/")[2], one["archive_info"]["hashes"]["sha256"]) for one in found]
 
@@ -79,7 +79,9 @@ def main(lock: Path, runtime: Path) -> None:
     lines = []
     for name, entry in every.items():
         lines.append(entry)
-        lines += [f"# wheel {','.join(for_)} {file} sha256:{hash}" for (file, hash), for_ in chosen.get(name, {}).items()]
+        lines += [
+            f"# wheel {','.join(for_)} {file} sha256:{hash}" for (file, hash), for_ in chosen.get(name, {}).items()
+        ]
     lock.write_text("\n".join(lines) + "\n")
 
 

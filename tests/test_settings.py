@@ -12,6 +12,7 @@ import pytest
 from systemmanager import settings
 from systemmanager.errors import ConfigError
 from systemmanager.settings import Settings, prepare_state
+from systemmanager.trustworthy import weakness
 
 STRONG = "k9Qz-3Vd_1mYt7Rw5Lx2Hc8Bn4Jf6Gp0Sa"
 
@@ -54,6 +55,8 @@ GIVEN: list[tuple[str, str, str, Any]] = [
     ("SYSTEMMANAGER_TAILSCALE_CAPABILITY", "a.test/cap/x", "tailscale_capability", "a.test/cap/x"),
     ("MCP_SOCKET", "/run/mcp.sock", "socket", Path("/run/mcp.sock")),
     ("MCP_PROXY_PROTOCOL", "true", "proxy_protocol", True),
+    ("SYSTEMMANAGER_HARDENING", "system_calls, non_root", "hardening", ("system_calls", "non_root")),
+    ("SYSTEMMANAGER_REQUIRE_HARDENING", "true", "require_hardening", True),
     ("MCP_PORT", "0", "port", 0),
     ("MCP_PORT", "", "port", 8080),
 ]
@@ -231,7 +234,7 @@ def test_a_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     os.umask(os.umask(0))
     made, given = state(tmp_path / "s"), read()
     (secret,) = made.secrets(given)
-    assert settings.weakness(secret) is None and made.secrets(given) == (secret,)
+    assert weakness(secret) is None and made.secrets(given) == (secret,)
     assert stat.S_IMODE((made.folder / "shared_secret").stat().st_mode) == 0o600
     assert sorted(path.name for path in made.folder.iterdir()) == ["run", "shared_secret"]
     assert made.secrets(read(SYSTEMMANAGER_SHARED_SECRET=STRONG)) == (STRONG,)

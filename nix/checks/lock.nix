@@ -17,16 +17,18 @@ let
     }
   ) lines;
   versions = lib.listToAttrs (map (one: lib.nameValuePair one.name one.version) pinned);
-  asHash = sha256: builtins.convertHash {
-    hash = sha256;
-    hashAlgo = "sha256";
-    toHashFormat = "sri";
-  };
+  hex =
+    hash:
+    builtins.convertHash {
+      inherit hash;
+      hashAlgo = "sha256";
+      toHashFormat = "base16";
+    };
   wrong = lib.filter (
     { source, ... }@wheel:
     (versions.${wheel.name} or null) != wheel.version
     || !lib.hasInfix "--hash=sha256:${wheel.sha256}" text
-    || source.outputHash != asHash wheel.sha256
+    || hex source.outputHash != wheel.sha256
     || lib.length (lib.filter (other: other.name == wheel.name) environment.sources) != 1
   ) environment.sources;
   # What the project asks for by name must be there.

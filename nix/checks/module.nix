@@ -1,1 +1,400 @@
-{ self, nixpkgs, pkgs }: { }
+# What the module renders and refuses, as values: `lib.runTests` compares.
+{
+  self,
+  nixpkgs,
+  pkgs,
+}:
+let
+  inherit (nixpkgs) lib;
+  canary = "canary-4f1f0e7c";
+
+  machine =
+    extra:
+    (lib.nixosSystem {
+      system = pkgs.stdenv.hostPlatform.system;
+      modules = [
+        self.nixosModules.default
+        {
+          boot.isContainer = true;
+          system.stateVersion = "26.05";
+          services.systemmanager.enable = true;
+        }
+      ]
+      ++ lib.toList extra;
+    }).config;
+  with' = settings: machine { services.systemmanager = settings; };
+  plain = with' { };
+  full = machine {
+    services.systemmanager = {
+      targets.web-01 = {
+        executor = "ssh";
+        connection = {
+          host = "192.168.1.100";
+          username = "admin";
+          key_path = "\${SSH_KEY}";
+        };
+        capabilities = [ "system:read" ];
+        constraints.units = [ ];
+      };
+      policy.grants = [
+        {
+          subjects = [ "ann@example.com" ];
+          scopes = [ "readonly" ];
+        }
+      ];
+      policy.taint_minutes = 5;
+      secrets.SSH_KEY = { };
+      secrets.SYSTEMMANAGER_SHARED_SECRET = {
+        file = "/run/secrets/${canary}";
+        encrypted = true;
+      };
+      allowedNetworks = [
+        "192.168.1.0/24"
+        "fd00::/8"
+      ];
+      tailscale.enable = true;
+      openFirewall = true;
+      settings.MCP_HOST = "0.0.0.0";
+    };
+  };
+
+  unit = config: config.systemd.services.systemmanager-mcp;
+  messages = config: map (one: one.message) (lib.filter (one: !one.assertion) config.assertions);
+  # One assertion of ours fires, and its sentence holds this.
+  fires = said: settings: {
+    expr = lib.any (lib.hasInfix said) (messages (with' settings));
+    expected = true;
+  };
+  # Refused by a type already.
+  refused = settings: {
+    expr = (builtins.tryEval (builtins.deepSeq (with' settings).services.systemmanager.rendered.targets (with' settings).services.systemmanager.secrets)).success;
+    expected = false;
+  };
+  ssh = host: {
+    executor = "ssh";
+    connection = {
+      inherit host;
+      username = "admin";
+    };
+    capabilities = [ "system:read" ];
+  };
+  fleet =
+    gateway: more:
+    machine [
+      (import ../examples/fleet.nix gateway)
+      {
+        services.systemmanager.tailscale.enable = true;
+        services.systemmanager.fleet.targets = more;
+      }
+    ];
+  ids = config: lib.attrNames config.services.systemmanager.rendered.targets.targets;
+in
+{
+  testItIsQuietByDefault = {
+    expr = messages plain ++ messages full;
+    expected = [ ];
+  };
+  testTargetsAreRenderedInTheRegistrysNames = {
+    expr = full.services.systemmanager.rendered.targets;
+    expected = {
+      version = "1.0";
+      targets.web-01 = {
+        id = "web-01";
+        type = "remote";
+        executor = "ssh";
+        connection = {
+          host = "192.168.1.100";
+          username = "admin";
+          key_path = "\${SSH_KEY}";
+        };
+        capabilities = [ "system:read" ];
+        constraints.units = [ ];
+      };
+    };
+  };
+  testPolicyIsRendered = {
+    expr = full.services.systemmanager.rendered.policy;
+    expected = {
+      version = "1.0";
+      grants = [
+        {
+          subjects = [ "ann@example.com" ];
+          scopes = [ "readonly" ];
+        }
+      ];
+      taint_minutes = 5;
+    };
+  };
+  testTargetsReloadAndSettingsRestart = {
+    expr = [
+      (lib.length (unit full).reloadTriggers)
+      (unit full).environment.MCP_HOST
+      (unit full).serviceConfig.Type
+    ];
+    expected = [
+      1
+      "0.0.0.0"
+      "notify-reload"
+    ];
+  };
+  testSecretsAreCredentials = {
+    expr = {
+      inherit ((unit full).serviceConfig) LoadCredential LoadCredentialEncrypted;
+    };
+    expected = {
+      LoadCredential = [ "SSH_KEY:/etc/credstore/systemmanager.SSH_KEY" ];
+      LoadCredentialEncrypted = [ "SYSTEMMANAGER_SHARED_SECRET:/run/secrets/${canary}" ];
+    };
+  };
+  testNothingIsOpenButTheTailnet = {
+    expr = {
+      everywhere = full.networking.firewall.allowedTCPPorts ++ full.networking.firewall.allowedUDPPorts;
+      interfaces = lib.mapAttrs (_: one: one.allowedTCPPorts) full.networking.firewall.interfaces;
+      inherit (full.networking.firewall) enable trustedInterfaces;
+      closed = (plain.networking.firewall.interfaces.tailscale0 or { allowedTCPPorts = [ ]; }).allowedTCPPorts;
+    };
+    expected = {
+      everywhere = [ ];
+      interfaces = {
+        tailscale0 = [ 8080 ];
+      };
+      enable = true;
+      trustedInterfaces = [ "lo" ];
+      closed = [ ];
+    };
+  };
+  testTheApplianceOpensNothingElse = {
+    expr =
+      let
+        config = self.nixosConfigurations.gateway.config;
+      in
+      [
+        config.networking.firewall.allowedTCPPorts
+        config.networking.firewall.interfaces.tailscale0.allowedTCPPorts
+        config.services.openssh.settings.PasswordAuthentication
+        (lib.filter (user: user.password != null || user.hashedPassword != null || user.initialPassword != null) (
+          lib.attrValues config.users.users
+        ))
+        (messages config)
+      ];
+    expected = [
+      [ ]
+      [ 22 ]
+      false
+      [ ]
+      [ ]
+    ];
+  };
+  testTheWayOutIsOneListInBothPlaces = {
+    expr = {
+      inherit ((unit full).serviceConfig) IPAddressDeny IPAddressAllow;
+      chain = map (part: lib.hasInfix part full.networking.nftables.tables.systemmanager.content) [
+        "meta skuid != 3811 accept"
+        "ip daddr { 192.168.1.0/24 } accept"
+        "ip6 daddr { fd00::/8 } accept"
+        "counter reject"
+      ];
+    };
+    expected = {
+      IPAddressDeny = "any";
+      IPAddressAllow = [
+        "localhost"
+        "100.64.0.0/10"
+        "fd7a:115c:a1e0::/48"
+        "192.168.1.0/24"
+        "fd00::/8"
+      ];
+      chain = [
+        true
+        true
+        true
+        true
+      ];
+    };
+  };
+  testItIsNotRoot = {
+    expr = [
+      (unit full).serviceConfig.User
+      full.users.users.systemmanager.uid
+      full.users.users.systemmanager.extraGroups
+    ];
+    expected = [
+      "systemmanager"
+      3811
+      [ ]
+    ];
+  };
+  # No text of a secret is ever given to Nix; what could be one is refused.
+  testAStorePathIsNoSecret = refused { secrets.X.file = "${builtins.storeDir}/abc-secret"; };
+  testAPathLiteralIsNoSecret = refused { secrets.X.file = ./module.nix; };
+  testASecretsTextIsNoToken = refused {
+    targets.api = {
+      executor = "http";
+      connection = {
+        base_url = "https://127.0.0.1";
+        auth = {
+          type = "bearer";
+          token = canary;
+        };
+      };
+      capabilities = [ ];
+    };
+  };
+  testAKeyInTheStoreIsNoKey = refused {
+    targets.web = lib.recursiveUpdate (ssh "127.0.0.1") { connection.key_path = "${builtins.storeDir}/abc-key"; };
+  };
+  testAnUnknownExecutorIsRefused = refused { targets.x = ssh "127.0.0.1" // { executor = "telnet"; }; };
+  testAnUnknownConstraintIsRefused = refused { targets.x = ssh "127.0.0.1" // { constraints.colour = 1; }; };
+
+  testSecretSettings = fires "declare secrets.<name>" { settings.SYSTEMMANAGER_SHARED_SECRET = canary; };
+  testUndeclaredSecret = fires "declare secrets.KEY" {
+    targets.web = lib.recursiveUpdate (ssh "127.0.0.1") { connection.key_path = "\${KEY}"; };
+  };
+  testSecretNames = fires "use letters" { secrets."a b" = { }; };
+  testNobodyCanProve = fires "nobody can prove" { auth.token = false; };
+  testOidcNeedsItsIssuer = fires "set auth.oidc.issuer" { auth.oidc.enable = true; };
+  testOidcClientNeedsItsSecret = fires "declare its secret" { auth.oidc.clientId = "gateway"; };
+  testTailscaleIdentities = fires "tailscaled says who calls" { auth.tailscale = true; };
+  testServeNeedsTailscale = fires "serve and service need" { tailscale.serve = true; };
+  testServiceNeedsOneName = fires "gateways behind one name" {
+    tailscale.enable = true;
+    tailscale.service = true;
+  };
+  testOpenFirewallNeedsTailscale = fires "the tailnet's interface only" { openFirewall = true; };
+  testOpenFirewallOnLoopback = fires "listens on loopback" {
+    openFirewall = true;
+    tailscale.enable = true;
+  };
+  testUnreachableTargets = fires "the addresses of web are not in it" { targets.web = ssh "10.0.0.1"; };
+  testReachableByNetwork = {
+    expr = messages (with' {
+      targets.web = ssh "10.0.0.1";
+      targets.other = ssh "100.64.3.4";
+      targets.named = ssh "web.example.com";
+      allowedNetworks = [ "10.0.0.0/30" ];
+    });
+    expected = [ ];
+  };
+  testIdsAreNames = fires "leave id out" { targets.web = ssh "127.0.0.1" // { id = "web2"; }; };
+  testDockerGroup = fires "there is no group docker" { docker.socket = "/run/docker.sock"; };
+  testFirewallOff = {
+    expr = lib.any (lib.hasInfix "keep networking.firewall.enable") (
+      messages (machine {
+        services.systemmanager.settings.MCP_HOST = "0.0.0.0";
+        networking.firewall.enable = false;
+      })
+    );
+    expected = true;
+  };
+  testPortOpenEverywhere = {
+    expr = lib.any (lib.hasInfix "which opens it everywhere") (
+      messages (machine {
+        services.systemmanager.settings.MCP_HOST = "0.0.0.0";
+        networking.firewall.allowedTCPPorts = [ 8080 ];
+      })
+    );
+    expected = true;
+  };
+
+  testFleetSegments = {
+    expr = map (gateway: ids (fleet gateway { })) [
+      "segment-a-gateway"
+      "segment-b-gateway"
+    ];
+    expected = [
+      [
+        "db-a-01"
+        "logging-01"
+        "monitoring-01"
+        "web-a-01"
+      ]
+      [
+        "db-b-01"
+        "logging-01"
+        "monitoring-01"
+        "web-b-01"
+      ]
+    ];
+  };
+  testFleetIsQuiet = {
+    expr = messages (fleet "segment-a-gateway" { });
+    expected = [ ];
+  };
+  testSharedTargetsAreTheSameOnBoth = {
+    expr =
+      let
+        of = gateway: (fleet gateway { }).services.systemmanager.rendered;
+        a = of "segment-a-gateway";
+        b = of "segment-b-gateway";
+      in
+      a.targets.targets.logging-01 == b.targets.targets.logging-01 && a.policy == b.policy;
+    expected = true;
+  };
+  testPrimaryAndSecondaryOverlap = {
+    expr = map (
+      gateway:
+      ids (with' {
+        fleet = {
+          inherit gateway;
+          targets = lib.genAttrs [ "web-01" "db-01" "monitoring-01" "logging-01" ] (_: ssh "127.0.0.1");
+          gateways.primary-gateway.targets = [ "web-01" "db-01" "monitoring-01" ];
+          gateways.secondary-gateway.targets = [ "web-01" "db-01" "logging-01" ];
+        };
+      })
+    ) [ "primary-gateway" "secondary-gateway" ];
+    expected = [
+      [ "db-01" "monitoring-01" "web-01" ]
+      [ "db-01" "logging-01" "web-01" ]
+    ];
+  };
+  testNoTargetWithoutAGateway = {
+    expr = lib.any (lib.hasInfix "no gateway manages orphan") (
+      messages (fleet "segment-a-gateway" { orphan = ssh "127.0.0.1"; })
+    );
+    expected = true;
+  };
+  testUnknownFleetTargets = fires "nowhere stand in no fleet.targets" {
+    fleet = {
+      gateway = "a";
+      gateways.a.targets = [ "nowhere" ];
+    };
+  };
+  testUnknownGateway = fires "b is none of fleet.gateways" {
+    fleet = {
+      gateway = "b";
+      gateways.a.targets = [ ];
+    };
+  };
+  testAJumpHostComesAlong = fires "reached through targets that this gateway does not manage" {
+    fleet = {
+      gateway = "a";
+      targets.inner = lib.recursiveUpdate (ssh "127.0.0.1") { connection.jump = "outer"; };
+      targets.outer = ssh "127.0.0.1";
+      gateways.a.targets = [ "inner" ];
+      gateways.b.targets = [ "outer" ];
+    };
+  };
+  testSharedTargetsGetOnePolicy = {
+    expr = map (said: lib.any (lib.hasInfix said) (
+      messages (machine [
+        (import ../examples/fleet.nix "segment-a-gateway")
+        {
+          services.systemmanager = {
+            tailscale.enable = true;
+            targets.logging-01.capabilities = [ "container:control" ];
+            policy.grants = [
+              {
+                subjects = [ "eve@example.com" ];
+                scopes = [ "admin" ];
+              }
+            ];
+          };
+        }
+      ])
+    )) [ "logging-01 are shared" "adds grants of its own" ];
+    expected = [
+      true
+      true
+    ];
+  };
+}

@@ -5,7 +5,7 @@ let
   cfg = config.services.systemmanager;
   fleet = cfg.fleet;
   names = lib.concatStringsSep ", ";
-  own = fleet.gateways.${fleet.gateway};
+  own = fleet.gateways.${fleet.gateway} or { targets = [ ]; };
   of = gateway: lib.unique (gateway.targets ++ fleet.shared-targets);
   ids = lib.filter (id: fleet.targets ? ${id}) (of own);
 

@@ -2,6 +2,7 @@
 {
   config,
   lib,
+  pkgs,
   ...
 }:
 let
@@ -34,6 +35,7 @@ in
       description = "SystemManager control plane gateway";
       documentation = [ "file:///etc/systemmanager/targets.yaml" ];
       wantedBy = [ "multi-user.target" ];
+      path = [ pkgs.traceroute ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ] ++ lib.optional config.services.tailscale.enable "tailscaled.service";
       # A secret may arrive after the first boot: it is tried again until then.

@@ -37,7 +37,7 @@ def serve(given: Settings, *, announce: bool) -> None:
 
 
 async def _serve(given: Settings, announce: bool) -> None:
-    from systemmanager.server import app, http
+    from systemmanager.server import app, http, systemd
 
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(app.running(given))
@@ -51,11 +51,12 @@ async def _serve(given: Settings, announce: bool) -> None:
             logs.log.info(
                 "ready", url=url, targets=len(running.gateway.registry.targets), audit=str(running.state.audit_log)
             )
+            systemd.ready(running.status())
             if announce and authentication.tokens is not None:
                 terminal.announce(err, url, *_first_token(given, running.state))
 
         try:
-            async with running.open(serves="http", host=given.host, port=given.port):
+            async with running.open(serves="http", host=given.host, port=given.port), systemd.watched():
                 await http.serve(server, running.gateway, given, authentication, ready)
         except OSError as error:
             where = f"MCP_HOST={given.host}, MCP_PORT={given.port}"

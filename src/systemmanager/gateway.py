@@ -58,8 +58,9 @@ class Gateway:
     """The control plane: everything that a call goes through. A Gateway belongs to one event loop.
 
     `policy` may be replaced at any time. `open` gives the port that a Permit is for; `root` says whether the gateway
-    itself runs as root; `degraded` holds what is wrong with the gateway, by name, for `health_check`; `secrets` are its
-    own, beside the registry's; without a `desk` only `approve` gets a person's yes.
+    itself runs as root; `weakened` are the required parts of its sandbox that are missing; `degraded` holds what is
+    wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's; without a `desk`
+    only `approve` gets a person's yes.
     """
 
     registry: Registry
@@ -69,6 +70,7 @@ class Gateway:
     desk: Desk | None = None
     freezer: Freezer = field(default_factory=Freezer)
     root: bool = False
+    weakened: tuple[str, ...] = ()
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
     secrets: frozenset[str] = frozenset()
@@ -263,6 +265,7 @@ class Gateway:
                 else getattr(target.connection, "username", None) == "root",
                 neighbours=neighbours,
                 freeze=frozen.on(target, via) if frozen.anything else NOT_FROZEN,
+                weakened=self.weakened,
                 demanded=policy.demands(access.risk, target),
                 dry_run=call.shared.dry_run if call else False,
                 tainted=tainted,

@@ -72,6 +72,7 @@ class Request:
     the target lacks to be used. `granted` are the principal's grants that hold on this target; `root` says that the
     target is reached as root already. `neighbours` are names and addresses of all targets that any grant of the
     principal holds on: diagnostics may reach those.
+    `weakened` are the parts of the gateway's own sandbox that are required and missing.
     `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
     `tainted`: so many seconds ago the principal has read text that others wrote; `taint_lasts`: so long that counts.
     """
@@ -89,6 +90,7 @@ class Request:
     root: bool = False
     neighbours: frozenset[str] = frozenset()
     freeze: Freeze = NOT_FROZEN
+    weakened: tuple[str, ...] = ()
     demanded: str | None = None
     approvers: tuple[str, ...] = ()
     tainted: float | None = None

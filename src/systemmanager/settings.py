@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Annotated, Any, Literal
@@ -15,9 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from systemmanager.errors import ConfigError, Problem, nearest
-
-SECRET_BYTES = 32
-"""Least length of the shared secret; HMAC-SHA256 wants a key as long as its output (RFC 7518, section 3.2)."""
+from systemmanager.sandbox import Promise
+from systemmanager.trustworthy import trusted_url, weakness
 
 
 class Settings(BaseModel):
@@ -160,7 +158,18 @@ class Settings(BaseModel):
         description="true: connections from loopback must begin with a PROXY header, version 2, that names the client.",
     )
 
-    @field_validator("allowed_hosts", "auth_modes", mode="before")
+    hardening: tuple[Promise, ...] = Field(
+        default=(),
+        alias="SYSTEMMANAGER_HARDENING",
+        description="What the unit promises of the sandbox, by comma; looked for at start. The unit sets it.",
+    )
+    require_hardening: bool = Field(
+        default=False,
+        alias="SYSTEMMANAGER_REQUIRE_HARDENING",
+        description="true: nothing is changed anywhere while a part of the promised sandbox is not there.",
+    )
+
+    @field_validator("allowed_hosts", "auth_modes", "hardening", mode="before")
     @classmethod
     def _by_comma(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -207,32 +216,6 @@ class Settings(BaseModel):
         if value is not None and (why := weakness(value.get_secret_value())):
             raise ValueError(f"{why}; make one with: openssl rand -base64 48")
         return value
-
-
-def trusted_url(url: str) -> bool:
-    """Whether what an address answers can be relied upon: https, or this machine itself."""
-    try:
-        parts = urlsplit(url)
-        safe = parts.scheme == "https" or (
-            parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
-        )
-        return (
-            safe and bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment or parts.username)
-        )
-    except ValueError:
-        return False
-
-
-def weakness(secret: str) -> str | None:
-    """Why a secret is too weak to sign tokens with, or None."""
-    if len(secret.encode()) < SECRET_BYTES:
-        return f"is shorter than {SECRET_BYTES} bytes"
-    if len(set(secret)) < 12 or (secret + secret).find(secret, 1) < len(secret):
-        return "repeats itself and is no random value"
-    steps = [abs(ord(left) - ord(right)) for left, right in pairwise(secret)]
-    if sum(step <= 1 for step in steps) > len(steps) / 2:
-        return "counts up or down and is no random value"
-    return None
 
 
 _VARIABLES = {str(field.alias): name for name, field in Settings.model_fields.items()}

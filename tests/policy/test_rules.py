@@ -42,7 +42,7 @@ def judged(rule: str, asked: Request) -> Verdict:
 def test_the_rules_are_named_after_what_they_judge() -> None:
     assert list(BY_NAME) == [
         "scopes", "ability", "capabilities", "paths", "units",
-        "hosts", "images", "sudo", "freeze", "concurrency", "rate", "taint", "approval",
+        "hosts", "images", "sudo", "freeze", "hardening", "concurrency", "rate", "taint", "approval",
     ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from fastmcp.server.dependencies import get_access_token
 from pydantic import SecretStr
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
-from systemmanager import __version__, logs, policyfile, registry
+from systemmanager import __version__, logs, policyfile, registry, sandbox
 from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
@@ -31,6 +31,7 @@ from systemmanager.journal import Journal, audit_log
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
+from systemmanager.server import systemd
 from systemmanager.server.auth import issuer, tailnet
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens
 from systemmanager.server.auth.identity import principal_of
@@ -112,9 +113,18 @@ class Running:
     async def reload(self) -> None:
         """Read policy.yaml and targets.yaml again: a good file replaces the old one whole; a bad one is logged, and
         the last good one stays."""
-        changed = [await self._reload_policy(), await self._reload_registry()]
-        if self.changes is not None and any(changed):
-            await self.changes.announce()
+        systemd.reloading()
+        try:
+            changed = [await self._reload_policy(), await self._reload_registry()]
+            if self.changes is not None and any(changed):
+                await self.changes.announce()
+        finally:
+            systemd.ready(self.status())
+
+    def status(self) -> str:
+        """One line for `systemctl status`."""
+        problems = "; ".join(self.gateway.degraded.values())
+        return f"{len(self.gateway.registry.targets)} targets" + (f"; degraded: {problems}" if problems else "")
 
     async def _reload_policy(self) -> bool:
         newer = await self._read("policy", load_policy)
@@ -208,6 +218,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             )
             logs.hide(targets.secrets | gateway.secrets)
             journal.begin()
+            gateway.weakened = judge_sandbox(settings, state, gateway.degraded)
             webhook = webhook_of(settings)
             gateway.desk = Desk(approvals_of(state), gateway.journal, webhook, lambda: gateway.policy.approvals)
             gateway.freezer = Freezer(state.folder)
@@ -219,6 +230,19 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 await asyncio.wait([watching])
     finally:
         journal.log.close()
+
+
+def judge_sandbox(settings: Settings, state: State, degraded: dict[str, str]) -> tuple[str, ...]:
+    """Tell what is promised of the sandbox and not there; gives the names, where the settings require all of it."""
+    lost = sandbox.lost(settings.hardening, (state.folder,))
+    if lost:
+        said = "; ".join(f"{name}: {seen}" for name, seen in lost.items())
+        degraded["sandbox"] = f"the unit promises more than there is: {said}"
+        log.error("the sandbox is not whole", **lost)
+    if settings.require_hardening and not settings.hardening:
+        degraded["sandbox"] = "SYSTEMMANAGER_REQUIRE_HARDENING is true, but SYSTEMMANAGER_HARDENING promises nothing"
+        return ("every promise",)
+    return tuple(lost) if settings.require_hardening else ()
 
 
 def _secrets(settings: Settings, state: State) -> frozenset[str]:

@@ -7,6 +7,7 @@ from systemmanager.policy.rules.approval import approval
 from systemmanager.policy.rules.capabilities import capabilities
 from systemmanager.policy.rules.concurrency import concurrency
 from systemmanager.policy.rules.freeze import freeze
+from systemmanager.policy.rules.hardening import hardening
 from systemmanager.policy.rules.hosts import hosts
 from systemmanager.policy.rules.images import images
 from systemmanager.policy.rules.paths import paths
@@ -27,6 +28,7 @@ RULES: tuple[Callable[[Request], Verdict], ...] = (
     images,
     sudo,
     freeze,
+    hardening,
     concurrency,
     rate,
     taint,

@@ -13,7 +13,7 @@ from joserfc.jwk import Key, import_key
 
 from systemmanager.server.auth.asking import Status, Together, ask
 from systemmanager.server.auth.identity import Refused, Unavailable
-from systemmanager.settings import trusted_url
+from systemmanager.trustworthy import trusted_url
 
 METADATA_LASTS, KEYS_LAST = 3600.0, 600.0
 """Seconds after which the metadata and the keys are asked for again."""
