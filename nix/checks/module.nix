@@ -67,7 +67,16 @@ let
   };
   # Refused by a type already.
   refused = settings: {
-    expr = (builtins.tryEval (builtins.deepSeq (with' settings).services.systemmanager.rendered.targets (with' settings).services.systemmanager.secrets)).success;
+    expr =
+      let
+        given = (with' settings).services.systemmanager;
+      in
+      (builtins.tryEval (
+        builtins.deepSeq [
+          given.rendered.targets
+          given.secrets
+        ] true
+      )).success;
     expected = false;
   };
   ssh = host: {
@@ -225,7 +234,7 @@ in
     ];
   };
   # No text of a secret is ever given to Nix; what could be one is refused.
-  testAStorePathIsNoSecret = refused { secrets.X.file = "${builtins.storeDir}/abc-secret"; };
+  testAStorePathIsNoSecret = refused { secrets.X.file = "${builtins.storeDir}/${lib.concatStrings (lib.replicate 32 "a")}-secret"; };
   testAPathLiteralIsNoSecret = refused { secrets.X.file = ./module.nix; };
   testASecretsTextIsNoToken = refused {
     targets.api = {
@@ -245,6 +254,25 @@ in
   };
   testAnUnknownExecutorIsRefused = refused { targets.x = ssh "127.0.0.1" // { executor = "telnet"; }; };
   testAnUnknownConstraintIsRefused = refused { targets.x = ssh "127.0.0.1" // { constraints.colour = 1; }; };
+
+  # What the store would hold of a machine whose secrets are declared: their paths, and nothing else.
+  testTheStoreHoldsNoSecret = {
+    expr = lib.concatMap (text: lib.filter (part: lib.hasInfix canary part) (lib.splitString "\n" text)) [
+      full.systemd.units."systemmanager-mcp.service".text
+      full.networking.nftables.tables.systemmanager.content
+      (builtins.toJSON full.services.systemmanager.rendered.targets)
+      (builtins.toJSON full.services.systemmanager.rendered.policy)
+      (builtins.toJSON full.services.systemmanager.rendered.environment)
+    ];
+    expected = [ "LoadCredentialEncrypted=SYSTEMMANAGER_SHARED_SECRET:/run/secrets/${canary}" ];
+  };
+  # A change of this file is a change of what the kernel allows: nix/checks/unit.txt is what was run for real.
+  testTheUnitsText = {
+    expr = builtins.filter (line: lib.isString line && builtins.match "(Environment|ExecStart|X-|Documentation).*" line == null) (
+      lib.splitString "\n" plain.systemd.units."systemmanager-mcp.service".text
+    );
+    expected = lib.splitString "\n" (builtins.readFile ./unit.txt);
+  };
 
   testSecretSettings = fires "declare secrets.<name>" { settings.SYSTEMMANAGER_SHARED_SECRET = canary; };
   testUndeclaredSecret = fires "declare secrets.KEY" {
