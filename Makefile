@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 .PHONY: run test attacks check bench tokens docs lock clean
 
@@ -45,8 +47,9 @@ docs: $(READY)
 
 lock: $(READY)
 	$(BIN)/python -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
-	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --all-extras \
-	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
+	$(COMPILE) --upgrade --all-extras pyproject.toml -o requirements.lock
+	$(COMPILE) -c requirements.lock pyproject.toml -o $(VENV)/lock/runtime
+	$(BIN)/python nix/lock.py requirements.lock $(VENV)/lock/runtime
 
 clean:
 	rm -rf $(VENV)
