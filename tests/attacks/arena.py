@@ -10,6 +10,7 @@ from typing import Any
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
 from systemmanager.gateway import Gateway
+from systemmanager.policyfile import BUILTIN
 from systemmanager.target import Target
 from tests.serving import OTHER_SECRET, SECRET
 from tests.support import real_gateway, target
@@ -145,7 +146,7 @@ class Arena:
             }),
             local("closed", {"units": [], "hosts": [], "ports": [], "images": []}),
             local("by-name", {"hosts": ["*.example.com"]}),
-            local("hasty", {"timeout": 0.5}),
+            local("hasty", {"timeout": 0.5, "concurrency": 1}),
             local("no-sudo", {"sudo_policy": "none"}),
             local("on-purpose", {"hosts": ["127.0.0.1"]}),
             target("engine", "docker", connection=docker, constraints={"images": ["nginx"]}),
@@ -155,6 +156,7 @@ class Arena:
     @asynccontextmanager
     async def gateway(self, **fields: Any) -> AsyncIterator[Gateway]:
         """The real gateway over the real executors."""
+        fields.setdefault("policy", BUILTIN)
         async with self.sinks.open(self.socket):
             async with real_gateway(self.state, *self.fleet(), secrets=frozenset({SECRET}), **fields) as gateway:
                 gateway.desk = Desk(ApprovalStore(self.state / "approvals.sqlite"), gateway.journal)

@@ -99,7 +99,7 @@ def _took(told: Told, answer: httpx.Response) -> httpx.Response:
 
 
 async def call(case: Case, arena: Arena) -> Told:
-    """One call of a tool over HTTP, `times` in a row; the last answer counts."""
+    """A call of a tool over HTTP: after `first` others, `times` in a row, or `at_once`; the last answers count."""
     given = case.given
     for name, body in given.get("programs", {}).items():
         arena.program(name, filled(body, arena.names))
@@ -113,14 +113,22 @@ async def call(case: Case, arena: Arena) -> Told:
     told = Told()
     async with standing(arena, **given.get("gateway", {})) as (_, _, client, watch):
         with resolving(given.get("names"), watch), watching(watch):
-            for _ in range(given.get("times", 1)):
-                arguments = filled(given.get("arguments", {}), arena.names)
-                headers, body = message("tools/call", {"name": given["tool"], "arguments": arguments}, given["tool"])
-                answer = _took(told, await client.post("/mcp", content=body, headers=headers | bearing(given)))
-                told.codes = codes_of(answer)
-                told.texts.append(answer.text)
+            for one in [*given.get("first", ()), *[given] * given.get("times", 1)]:
+                told.codes = await _called(told, client, one, given, arena)
+            crowd = [_called(told, client, given, given, arena) for _ in range(given.get("at_once", 1) - 1)]
+            told.codes += [code for codes in await asyncio.gather(*crowd) for code in codes]
     told.watch = watch
     return told
+
+
+async def _called(
+    told: Told, client: httpx.AsyncClient, one: Mapping[str, Any], given: Mapping[str, Any], arena: Arena
+) -> list[str | int]:
+    arguments = filled(one.get("arguments", {}), arena.names)
+    headers, body = message("tools/call", {"name": one["tool"], "arguments": arguments}, one["tool"])
+    answer = _took(told, await client.post("/mcp", content=body, headers=headers | bearing(given)))
+    told.texts.append(answer.text)
+    return codes_of(answer)
 
 
 class resolving:  # noqa: N801  a context manager, read like a verb

@@ -10,10 +10,11 @@ from tests.attacks.attackers import ATTACKERS
 from tests.attacks.catalogue import FOLDER, GROUPS, Case, cases
 from tests.attacks.judging import judge
 from tests.attacks.sequences import SEQUENCES
+from tests.attacks.tampering import tamper
 from tests.support import run
 
 WRITTEN = [group for group in GROUPS if (FOLDER / f"{group}.yaml").exists()]
-HOW = ATTACKERS | SEQUENCES
+HOW = ATTACKERS | SEQUENCES | {"tamper": tamper}
 LEAST = 300
 """Cases of the catalogue, at least."""
 
