@@ -4,7 +4,9 @@
       how: call                          which attacker carries it out (`attackers.ATTACKERS`); default call
       refused: invalid_arguments         the code, the HTTP status, or a list of those that would do
       records: 1                         decisions on record; default 1
-      ...                                the input, as the attacker reads it
+      at_the_gate: true                  a rule refuses it, not only what stands behind the gate
+    ran: [[ping, -n, <any>]]           these programs ran, no other; shows, hides: texts in the answer, or nowhere
+    ...                                the input, as the attacker reads it
 
 A text may hold `<canary>` (a folder where nothing may appear), `<root>` (an allowed folder), `<sink>` (the port of a
 listener that counts connections), `<secret>` ... (`arena.Arena.names`). `{$repeat: [x, 1000]}` is a long text or list,

@@ -41,6 +41,8 @@ def judge(case: Case, told: Told, arena: Arena, log: str) -> Finding:
     decisions = sum(_times(one) for one in records if one["phase"] in DECISIONS or one.get("tool") in EVENTS)
     if decisions != (wanted := told.decisions or case.records):
         finding.wrong.append(f"{decisions} decisions on record, not {wanted}: {records}")
+    if case.given.get("at_the_gate") and any(one["phase"] == "intent" for one in records):
+        finding.wrong.append("it got past the gate, and was stopped behind it only")
     out = [*told.said, log.encode("utf-8", "surrogateescape"), *_audit_lines(arena)]
     finding.wrong += [f"a raw control character in {text[:200]!r}" for text in out if RAW.search(text)]
     finding.wrong += [f"hidden character in {text[:200]!r}" for text in _texts(out) if HIDDEN.search(text)]
