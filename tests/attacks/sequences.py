@@ -18,6 +18,7 @@ from systemmanager.settings import read
 from tests.attacks.arena import Arena
 from tests.attacks.attackers import GOOD_POLICY, Attacker, Told, call, environment, watch_of
 from tests.attacks.catalogue import Case, filled
+from tests.attacks.shells import SHELLS
 from tests.attacks.watch import watching
 from tests.fakes import Engine
 from tests.support import fake_gateway, principal, registry, target
@@ -180,7 +181,8 @@ def _ann(gateway: Running) -> Principal:
 async def argv(case: Case, arena: Arena) -> Told:
     """A value as a unit's name, which is refused, and as an argument over SSH, where it arrives as it is."""
     told = await call(case, arena)
-    for shell, came in arena.arrived.get(case.id, {}).items():
+    assert len(arena.arrived[case.id]) == len(SHELLS)
+    for shell, came in arena.arrived[case.id].items():
         if came is not None:
             told.effects.append(f"{shell}: {came}")
     return told
