@@ -266,12 +266,12 @@ in
     ];
     expected = [ "LoadCredentialEncrypted=SYSTEMMANAGER_SHARED_SECRET:/run/secrets/${canary}" ];
   };
-  # A change of this file is a change of what the kernel allows: nix/checks/unit.txt is what was run for real.
+  # A change of this file is a change of what the kernel allows: nix/systemmanager-mcp.service is what Debian installs and what is run for real.
   testTheUnitsText = {
     expr = builtins.filter (line: lib.isString line && builtins.match "(Environment|ExecStart|X-|Documentation).*" line == null) (
       lib.splitString "\n" plain.systemd.units."systemmanager-mcp.service".text
     );
-    expected = lib.splitString "\n" (builtins.readFile ./unit.txt);
+    expected = lib.splitString "\n" (builtins.readFile ../systemmanager-mcp.service);
   };
 
   testSecretSettings = fires "declare secrets.<name>" { settings.SYSTEMMANAGER_SHARED_SECRET = canary; };

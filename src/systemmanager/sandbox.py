@@ -31,7 +31,7 @@ Promise = Literal[
 
 DEVICES = frozenset(
     {
-        "console", "core", "fd", "full", "hugepages", "initctl", "log", "mqueue", "null", "ptmx", "pts", "random",
+        "block", "char", "console", "core", "fd", "full", "hugepages", "initctl", "log", "mqueue", "null", "ptmx", "pts", "random",
         "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
     }
 )  # fmt: skip

@@ -40,6 +40,8 @@ PACKAGES = (
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 USER = "gateway"
 SET_UP = Path(__file__).with_name("machine_setup.sh")
+GATEWAY = "/opt/gateway"
+"""Where the gateway's code (src) and Python (python, venv) are seen, too: for units without /tmp and /root."""
 UNITS = {
     "steady": "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n",
     "broken": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo the disk is gone; echo >&2 giving up; exit 7'\n",
@@ -113,6 +115,8 @@ class Machine(SshServer):
             "systemd-nspawn", "--quiet", f"--directory={root}", "--volatile=overlay", "--boot", "--keep-unit",
             "--register=no", "--link-journal=no", "--resolv-conf=off", f"--machine={self.folder.name}",
             *(f"--bind-ro={here}:{there}" for here, there in seen.items()),
+            f"--bind-ro={source}:{GATEWAY}/src", f"--bind-ro={sys.prefix}:{GATEWAY}/venv",
+            f"--bind-ro={sys.base_prefix}:{GATEWAY}/python",
         ]  # fmt: skip
         log = (self.folder / "console").open("wb")
         with log:
