@@ -31,8 +31,8 @@ Promise = Literal[
 
 DEVICES = frozenset(
     {
-        "block", "char", "console", "core", "fd", "full", "hugepages", "initctl", "log", "mqueue", "null", "ptmx", "pts",
-        "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
+        "block", "char", "console", "core", "fd", "full", "hugepages", "initctl", "log", "mqueue", "null", "ptmx",
+        "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
     }
 )  # fmt: skip
 """All that stands in a /dev of systemd's PrivateDevices=."""
