@@ -24,7 +24,7 @@ def _tool(operation: Operation) -> str:
     risk = operation.access.risk + (", approval" if operation.access.approval else "")
     scopes = " or ".join(f"`{scope}`" for scope in operation.access.scopes) or "none"
     for value, access in operation.cases.items():
-        if access != operation.access:
+        if access.scopes != operation.access.scopes:
             scopes += f"; {value}: `{access.scopes[0]}`"
     return f"| `{operation.name}({', '.join(parameters)})` | {scopes} | {risk} | {summary(operation)} |"
 

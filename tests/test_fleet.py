@@ -149,3 +149,20 @@ def test_an_audit_log_that_can_t_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").mkdir()
     reply = run(one.call(OPERATOR, "query_audit", {})).as_dict()
     assert reply["results"][0]["error"]["code"] == "audit_unavailable"
+
+
+def test_who_holds_nothing_on_a_target_learns_nothing_of_it(tmp_path: Path) -> None:
+    one = gateway(tmp_path, target("web"), target("db", constraints={"paths": ["/srv/secret-project"]}))
+    who = principal("admin", targets="web")
+    (row,) = explained(one, who, "file_operations", {"action": "read", "path": "/etc/passwd"}, "db")["results"]
+    assert [verdict["rule"] for verdict in row["verdicts"]] == ["scopes"] and "secret-project" not in str(row)
+
+
+def test_the_audit_log_is_narrowed_to_the_targets_of_a_grant(tmp_path: Path) -> None:
+    one = gateway(tmp_path, target("web"), target("db"))
+    for id in ("web", "db"):
+        run(one.call(principal(), "get_system_status", {"target": id}))
+    rows = run(one.call(principal("audit:read", targets="web"), "query_audit", {})).as_dict()["results"][0]["data"]
+    assert [row["target"] for row in rows["records"]] == ["web"]
+    everything = run(one.call(principal("audit:read"), "query_audit", {})).as_dict()["results"][0]["data"]
+    assert {row.get("target") for row in everything["records"]} >= {"web", "db"}

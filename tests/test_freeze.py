@@ -27,13 +27,15 @@ API = target("api", "http")
 STOPPED: dict[str, tuple[Frozen, str, Any, bool]] = {
     "nothing": (NOTHING, "manage_service", WEB, False),
     "all": (Frozen(all=True), "get_system_status", WEB, True),
-    "all, health": (Frozen(all=True), "health_check", WEB, False),
-    "all, list": (Frozen(all=True), "list_targets", WEB, False),
-    "all, explanation": (Frozen(all=True), "explain_access", WEB, False),
+    "all, health of the gateway": (Frozen(all=True), "health_check", None, False),
+    "all, health of a target": (Frozen(all=True), "health_check", WEB, True),
+    "all, list": (Frozen(all=True), "list_targets", None, False),
+    "all, explanation": (Frozen(all=True), "explain_access", None, False),
     "all, audit": (Frozen(all=True), "query_audit", WEB, True),
     "writes, a write": (Frozen(writes=True), "manage_service", WEB, True),
     "writes, a read": (Frozen(writes=True), "get_system_status", WEB, False),
     "writes, a diagnostic": (Frozen(writes=True), "ping_host", WEB, False),
+    "writes, a POST": (Frozen(writes=True), "http_request_test", WEB, True),
     "egress, a diagnostic": (Frozen(egress=True), "ping_host", WEB, True),
     "egress, a request": (Frozen(egress=True), "http_request_test", WEB, True),
     "egress, an HTTP target": (Frozen(egress=True), "check_ssl_certificate", API, True),
@@ -47,7 +49,9 @@ STOPPED: dict[str, tuple[Frozen, str, Any, bool]] = {
 
 def request(tool: str, where: Any, frozen: Frozen, *via: Any) -> Request:
     operation = CATALOGUE[tool]
-    return Request("c1", OPERATOR, operation, operation.access, {}, where, via=via, freeze=frozen.on(where, via))
+    own, where = where is None, where or WEB
+    stopped = frozen.on(where, via)
+    return Request("c1", OPERATOR, operation, operation.access, {}, where, via=via, freeze=stopped, own=own)
 
 
 @pytest.mark.parametrize("name", STOPPED)
@@ -261,3 +265,9 @@ def test_the_command_line_freezes_with_and_without_a_gateway(tmp_path: Path) -> 
     assert told == [
         ("freeze", me, "writes, target local"), ("thaw", me, "writes"), ("freeze", me, "all, writes"), ("thaw", me, ""),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "changes"), [("GET", False), ("HEAD", False), ("OPTIONS", False), ("POST", True)])
+def test_a_request_changes_something_when_it_posts(method: str, changes: bool) -> None:
+    access = CATALOGUE["http_request_test"].access_for({"method": method})
+    assert access.mutates is changes and access.approval

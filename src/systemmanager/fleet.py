@@ -95,19 +95,25 @@ class FleetView:
         rows = []
         for chosen, decision in zip(targets, gateway.explain(principal, operation, own, targets), strict=True):
             row: Json = {"target": chosen.id, "answer": decision.answer.value}
+            # Who holds nothing on a target learns that, and nothing of the target.
+            foreign = [verdict for verdict in decision.verdicts if verdict.code == "target_not_granted"]
+            verdicts = foreign or decision.verdicts
             row["verdicts"] = [
-                {"rule": verdict.rule, "answer": verdict.answer.value, "reason": verdict.reason}
-                for verdict in decision.verdicts
+                {"rule": verdict.rule, "answer": verdict.answer.value, "reason": verdict.reason} for verdict in verdicts
             ]
-            if fixes := [verdict.fix for verdict in decision.verdicts if verdict.answer != "allow" and verdict.fix]:
+            if fixes := [verdict.fix for verdict in verdicts if verdict.answer != "allow" and verdict.fix]:
                 row["grant"] = fixes
             rows.append(row)
         return {"tool": tool, "principal": principal.subject, "results": rows}
 
     def audit(self, **filters: Any) -> Iterator[Json]:
-        path = self._gateway.journal.log.path
+        path, grants = self._gateway.journal.log.path, self._principal.grants
+        holds = [grant for grant in grants if "audit:read" in grant.scopes]
+        within = None if any(grant.targets is None for grant in holds) else self._gateway.registry.within(holds)
         try:
-            yield from query(path, **filters)
+            for record in query(path, **filters):
+                if within is None or record.get("target") in within:
+                    yield record
         except OSError as error:
             raise AuditUnavailable(f"the audit log can't be read: {error.strerror or error}") from error
 

@@ -152,6 +152,9 @@ class Gateway:
                 result.error = call.redactor.value(refusal(decisions[0]).as_dict())
                 return [result]
             result.data = self.last_status.get(id, {"note": "not seen yet: call get_system_status"})
+            if result.data.get("untrusted"):
+                result.untrusted = True
+                self._readers.add(principal.subject)
             await self.journal.outcome(call, requests[0], result)
             return [result]
 
@@ -268,6 +271,7 @@ class Gateway:
                 weakened=self.weakened,
                 demanded=policy.demands(access.risk, target),
                 dry_run=call.shared.dry_run if call else False,
+                own=own,
                 tainted=tainted,
                 taint_lasts=60.0 * policy.taint_minutes,
             )

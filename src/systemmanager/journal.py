@@ -109,7 +109,7 @@ class Journal:
         if not call.shared.dry_run:
             self._open[call.id] = {request.target.id for request, decision in pairs if decision.permit is not None}
         try:
-            await self.log.append(records, durable=access.mutates or access.risk in (Risk.HIGH, Risk.CRITICAL))
+            await self.log.append(records, durable=access.mutates or access.risk is not Risk.LOW)
         except OSError as error:
             self._failed(error)
             if not isinstance(error, NotDurable):

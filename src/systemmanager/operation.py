@@ -33,10 +33,12 @@ class Access:
     risk: Risk
     approval: bool = False
     privileged: bool = False
+    changes: bool = False
 
     @property
     def mutates(self) -> bool:
-        return any(scope.rpartition(":")[2] not in ("read", "diag") for scope in self.scopes)
+        """Whether it may change something: it says so, or a scope of it is for more than reading and diagnostics."""
+        return self.changes or any(scope.rpartition(":")[2] not in ("read", "diag") for scope in self.scopes)
 
 
 Selection = Literal["optional", "required", "none"]
@@ -109,10 +111,11 @@ def demand(
     *,
     approval: bool | None = None,
     privileged: bool = False,
+    changes: bool = False,
 ) -> Access:
     """An `Access` from names as the seed writes them. Critical uses ask for an approval unless told otherwise."""
     needs_approval = risk is Risk.CRITICAL if approval is None else approval
-    return Access(_names(scope), _names(capability), risk, needs_approval, privileged)
+    return Access(_names(scope), _names(capability), risk, needs_approval, privileged, changes)
 
 
 def _signature(function: Callable[..., Any]) -> tuple[str, type[BaseModel], type[BaseModel]]:
@@ -141,6 +144,7 @@ def operation(
     timeout: float = 30.0,
     approval: bool | None = None,
     privileged: bool = False,
+    changes: bool = False,
     by: str | None = None,
     cases: Mapping[str, Access] | None = None,
     roles: Mapping[str, str] | None = None,
@@ -152,9 +156,10 @@ def operation(
     """Declare an operation; the function stays what it was, so that operations can call each other.
 
     `timeout` is in seconds and the target's own limit may shorten it. The result model says which texts are foreign.
+    `changes`: it may change something although its scope is for diagnostics.
     """
 
-    access = demand(scope, capability, risk, approval=approval, privileged=privileged)
+    access = demand(scope, capability, risk, approval=approval, privileged=privileged, changes=changes)
 
     def declare(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         port, arguments, result = _signature(function)

@@ -75,6 +75,7 @@ class Request:
     `weakened` are the parts of the gateway's own sandbox that are required and missing.
     `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
     `tainted`: so many seconds ago the principal has read text that others wrote; `taint_lasts`: so long that counts.
+    `own`: the gateway itself is asked, and no target.
     """
 
     call_id: str
@@ -96,6 +97,7 @@ class Request:
     tainted: float | None = None
     taint_lasts: float = 0.0
     dry_run: bool = False
+    own: bool = False
 
     @property
     def approved(self) -> bool:

@@ -153,7 +153,7 @@ def _canonical(image: str) -> str:
 
 
 def _is_frozen(one: dict[str, Any]) -> bool:
-    if one["tool"] in ANSWERED_WHILE_FROZEN:
+    if one["own"] and one["tool"] in ANSWERED_WHILE_FROZEN:
         return False
     if "all" in one["frozen"] or "target" in one["frozen"]:
         return True

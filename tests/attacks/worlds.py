@@ -67,6 +67,7 @@ QUESTIONS: dict[str, list[Any]] = {
     "tainted": [False, False, True],
     "approvers": [0, 1, 2],
     "dual": [False, True],
+    "own": [False, True],
 }  # fmt: skip
 
 PLAIN: dict[str, Any] = {
@@ -76,6 +77,7 @@ PLAIN: dict[str, Any] = {
     "units": None, "host": None, "hosts": None, "asked_ports": [], "ports": None, "neighbours": [], "image": None,
     "tag": "latest", "images": None, "frozen": [], "running": 0, "concurrency": 10, "recent": 0, "approval": False,
     "demanded": False, "tainted": False, "approvers": 0, "dual": False,
+    "own": False,
 }  # fmt: skip
 """A question that nothing is against."""
 
@@ -112,6 +114,7 @@ def asked(one: dict[str, Any]) -> Request:
         approvers=("ann", "bob")[: one["approvers"]],
         tainted=30.0 if one["tainted"] else None,
         taint_lasts=600.0,
+        own=one["own"],
     )
 
 

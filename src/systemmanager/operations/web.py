@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
-from systemmanager.operation import Risk, operation
+from systemmanager.operation import Risk, demand, operation
 from systemmanager.params import Hostname, Plain
 from systemmanager.ports import ForeignText, FreeText, HttpAnswer, Network, Result
 
@@ -65,12 +65,19 @@ class HttpTest(Result):
     tls: dict[str, str] | None = None
 
 
+LOOK = demand("network:diag", "network:read", Risk.HIGH, approval=True)
+"""What asking for a page demands. A POST may change something at the other end."""
+
+
 @operation(
     scope="network:diag",
     capability="network:read",
     risk=Risk.HIGH,
     approval=True,
+    changes=True,
     timeout=45,
+    by="method",
+    cases=dict.fromkeys(("GET", "HEAD", "OPTIONS"), LOOK),
     roles={"url": "url"},
     idempotent=False,
     open_world=True,

@@ -2,13 +2,14 @@ from systemmanager.policy.verdicts import allow, deny
 from systemmanager.request import Request, Verdict
 
 STILL = frozenset({"health_check", "list_targets", "explain_access"})
-"""What answers at all times: whoever froze the gateway wants to see how things are, and who asks is to learn why."""
+"""What the gateway answers about itself at all times: whoever froze it wants to see how things are, and who asks is to
+learn why. No target is asked for it."""
 
 
 def freeze(request: Request) -> Verdict:
     """An operator has not stopped what this use does, and no target on its way."""
     stopped, access = request.freeze, request.access
-    if request.operation.name in STILL:
+    if request.own and request.operation.name in STILL:
         return allow("freeze", "works while the gateway is frozen, too")
     if stopped.everything:
         return _frozen("the gateway is frozen", "")

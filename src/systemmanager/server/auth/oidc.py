@@ -158,7 +158,7 @@ class Oidc:
         form = _SUBJECT if self._subject_claim == "sub" else _NAME
         if not isinstance(name, str) or not form.fullmatch(name):
             raise Refused(f"a token without a usable {self._subject_claim}")
-        if self._subject_claim == "email" and claims.get("email_verified", True) is not True:
+        if self._subject_claim == "email" and claims.get("email_verified") is not True:
             raise Refused("a token with an address that is not verified")
         return f"oidc:{name}" if self._subject_claim == "sub" else name
 
