@@ -253,6 +253,32 @@ def test_a_witness_that_is_changed_is_named_itself(path: Path) -> None:
     assert at(path, witness=witness) == ("witness", len(lines(witness)))
 
 
+@pytest.mark.parametrize("poison", [b'{"n":999999999}\n', b"torn", b'{"n":"x"}\n' * 500, seal({"n": 10**9})[0]])
+def test_nothing_appended_to_the_witness_silences_it(tmp_path: Path, poison: bytes) -> None:
+    path, witness = made(tmp_path / "a", 10), tmp_path / "a" / "witness"
+    known = witness.read_bytes()
+    witness.write_bytes(known + poison)
+    assert at(path, witness=witness) == ("witness", len(known.splitlines()) + 1)
+
+    async def goes_on() -> list[dict[str, str]]:
+        log, said = log_at(path), []
+        for number in range(2 * EVERY):
+            await log.append([record(number)], durable=False)
+            await log.tend()
+            said.append(log.troubles)
+        log.close()
+        return said
+
+    troubles = run(goes_on())
+    assert any("no checkpoint of this log" in one.get("audit witness", "") for one in troubles)
+    added = witness.read_bytes().removeprefix(known + poison).splitlines(keepends=True)
+    assert added[-1] in lines(path) and len([line for line in added if line in lines(path)]) >= 2
+    if poison != seal({"n": 10**9})[0]:
+        assert verify(path, KEYS, witness=witness).unreadable == len(poison.splitlines())
+    path.write_bytes(b"".join(lines(path)[:-1]))
+    broken(path, witness=witness)
+
+
 def test_a_witness_of_something_else_is_none(path: Path) -> None:
     witness = path.with_name("witness")
     witness.write_bytes(b"no checkpoint\n")

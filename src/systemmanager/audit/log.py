@@ -9,12 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from systemmanager.audit import runs, witness
 from systemmanager.audit.chain import Chain, Limits
 from systemmanager.audit.record import Record
 from systemmanager.audit.segments import BLOCK
-from systemmanager.audit.signing import Signer
+from systemmanager.audit.signing import Keys, Signer
+
+T = TypeVar("T")
 
 LOCK_WITHIN = 0.5
 """Seconds that another process may keep the log to itself."""
@@ -56,6 +59,7 @@ class AuditLog:
         limits = limits or Limits()
         self._chain = Chain(path, signer, limits, clock)
         self._limits, self._clock, self._witness = limits, clock, witness
+        self._keys = Keys(signer.public) if signer else Keys()
         self._witnessed: bytes | None = None
         self._sync_file = sync or (lambda descriptor: os.fdatasync(descriptor))
         self._disk, self._second = _Worker("the disk"), _Worker("it")
@@ -223,11 +227,12 @@ class AuditLog:
         if self._witness is not None and latest is not None:
             path, line = self._witness, latest
             try:
-                await self._second.do(lambda: witness.add(path, line))
+                spoiled = await self._second.do(lambda: witness.add(path, line, self._keys))
             except OSError as error:
                 self._trouble_with_witness = f"{path} can't be written: {error.strerror or error}"
                 return
-        self._trouble_with_witness, self._witnessed = None, latest
+            self._trouble_with_witness = spoiled
+        self._witnessed = latest
 
     def close(self) -> None:
         """Sign and make durable what is written, as far as that can be done."""
@@ -238,7 +243,7 @@ class AuditLog:
         if self._witness is not None and (line := self._chain.latest) is not None and line is not self._witnessed:
             path = self._witness
             with suppress(OSError):
-                self._second.do_now(lambda: witness.add(path, line))
+                self._second.do_now(lambda: witness.add(path, line, self._keys))
         if self._run is not None:
             self._run.end(clean=not self._open)
         self._chain.close()
@@ -296,21 +301,21 @@ class _Worker:
     def __init__(self, what: str) -> None:
         self._what = what
         self._threads = ThreadPoolExecutor(1, "audit")
-        self._working: Future[None] | None = None
+        self._working: Future[Any] | None = None
 
-    async def do(self, work: Callable[[], None]) -> None:
+    async def do(self, work: Callable[[], T]) -> T:
         """Do it within `SYNC_WITHIN`. Raises `OSError`."""
         if self._working is not None and not self._working.done():
             raise OSError(errno.EBUSY, f"{self._what} does not answer")
-        self._working = self._threads.submit(work)
-        answer = asyncio.wrap_future(self._working)
+        self._working = future = self._threads.submit(work)
+        answer = asyncio.wrap_future(future)
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait((answer,), timeout=SYNC_WITHIN)
         if not answer.done():
             raise OSError(errno.ETIMEDOUT, f"{self._what} took longer than {SYNC_WITHIN:g} s")
-        answer.result()
+        return answer.result()
 
-    def do_now(self, work: Callable[[], None]) -> None:
+    def do_now(self, work: Callable[[], object]) -> None:
         """Do it within `CLOSE_WITHIN`, without an event loop. Raises `OSError`, also `TimeoutError`."""
         self._threads.submit(work).result(CLOSE_WITHIN)
 

@@ -1,10 +1,13 @@
 """The files of an audit log: `audit.jsonl`, which grows, and the closed ones before it, `audit-000000000001.jsonl` ...
 named for the number of their first record."""
 
+import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -13,6 +16,7 @@ from pathlib import Path
 from systemmanager.audit.record import GENESIS, parsed, sealed
 
 BLOCK = 64 * 1024
+LOCK_WITHIN = 1.0
 MOST_OF_A_LINE = 1024 * 1024
 MOST_TORN = 64 * MOST_OF_A_LINE
 
@@ -46,6 +50,24 @@ def regular(descriptor: int, path: Path) -> int:
         os.close(descriptor)
         raise OSError(f"{path} is not a regular file")
     return descriptor
+
+
+@contextmanager
+def locked_to_read(descriptor: int) -> Iterator[None]:
+    """While no writer is in the middle of a record; after `LOCK_WITHIN` it is not waited for."""
+    ends = time.monotonic() + LOCK_WITHIN
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                break
+            time.sleep(0.001)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 One pass in constant memory; the gateway may write meanwhile.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from systemmanager.audit.record import GENESIS, follows, parsed, sealed
-from systemmanager.audit.segments import MOST_OF_A_LINE, closed, open_to_read
+from systemmanager.audit.segments import MOST_OF_A_LINE, closed, locked_to_read, open_to_read
 from systemmanager.audit.signing import Keys
 from systemmanager.audit.witness import Witness
 
 CHUNK = 1024 * 1024
-LOCK_WITHIN = 1.0
 MISSES = 20
 SLACK = 64
 """Records without a checkpoint beyond those agreed: marks of what crashes tore."""
@@ -220,6 +218,13 @@ class _Seen:
             broken(f"the log ends at record {last}, the witness has seen record {record['n']}: the tail was cut off")
         if self.count == 0:
             raise Broken(self._witness.name, max(1, self._witness.line), "the witness holds no checkpoint of this log")
+        if (spoiled := self._witness.unreadable_end) > 0:
+            first = self._witness.line - spoiled + 1
+            what = (
+                "of the witness after its last checkpoint can't be read: a crash cut it off and no gateway has written"
+            )
+            lines = "1 line" if spoiled == 1 else f"{spoiled} lines"
+            raise Broken(self._witness.name, first, f"{lines} {what} there since, or somebody else did")
 
     def _genuine(self, number: int, record: dict[str, Any]) -> None:
         if why := self._keys.objection(record):
@@ -263,19 +268,8 @@ class _Growing:
 
     def more(self) -> bytes:
         """What there is at its end while no writer is in the middle of a record."""
-        descriptor, ends = self.opened.fileno(), time.monotonic() + LOCK_WITHIN
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > ends:
-                    break
-                time.sleep(0.001)
-        try:
+        with locked_to_read(self.opened.fileno()):
             return self.opened.read(CHUNK) or b""
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _lines(file: FileIO, more: Callable[[], bytes]) -> Iterator[bytes]:

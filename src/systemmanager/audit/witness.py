@@ -7,29 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from systemmanager.audit.record import parsed, sealed
-from systemmanager.audit.segments import APPEND, open_to_read, regular
+from systemmanager.audit.segments import APPEND, locked_to_read, open_to_read, regular
+from systemmanager.audit.signing import Keys
 
 MOST_OF_A_CHECKPOINT = 4096
 
 
-def add(path: Path, line: bytes) -> None:
+def add(path: Path, line: bytes, keys: Keys) -> str | None:
     """Append a checkpoint, on the disk when this returns; one that is older than the last there says nothing new.
 
-    Raises `OSError`. May block as long as the place does: not to be called in the event loop.
+    Only a checkpoint signed by one of `keys` counts as the last: whoever can write there must not silence the rest.
+    Answers what stands behind it, if anything. Raises `OSError`. May block as long as the place does: not to be called
+    in the event loop.
     """
     descriptor = regular(os.open(path, APPEND | os.O_CREAT, 0o600), path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         end = os.pread(descriptor, MOST_OF_A_CHECKPOINT, max(0, size - MOST_OF_A_CHECKPOINT))
-        last = parsed(end.rstrip(b"\n").rpartition(b"\n")[2]) or {}
-        if last.get("n", 0) < (parsed(line) or {"n": 0})["n"]:
+        last, spoiled = _last(end, keys)
+        if last < (parsed(line) or {"n": 0})["n"]:
             whole = line if not end or end.endswith(b"\n") else b"\n" + line
             if os.write(descriptor, whole) < len(whole):
                 raise OSError(f"{path} has no room left")
             os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+    return f"{path} ended with what is no checkpoint of this log: see audit verify" if spoiled else None
+
+
+def _last(end: bytes, keys: Keys) -> tuple[int, bool]:
+    """Number of the last genuine checkpoint at the end of a witness file, and whether it is not the last line."""
+    spoiled = False
+    for line in reversed(end.rstrip(b"\n").split(b"\n")):
+        if (record := _checkpoint(line)) is not None and keys.objection(record) is None:
+            return record["n"], spoiled
+        spoiled = spoiled or bool(line)
+    return 0, spoiled
+
+
+def _checkpoint(line: bytes) -> dict[str, Any] | None:
+    record = parsed(line) if sealed(line) is not None else None
+    return record if record is not None and isinstance(record.get("n"), int) else None
 
 
 class Witness:
@@ -37,21 +56,26 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         self._file = os.fdopen(open_to_read(path), "rb")
-        self._end = os.fstat(self._file.fileno()).st_size
+        with locked_to_read(self._file.fileno()):
+            self._end = os.fstat(self._file.fileno()).st_size
         self.name = path.name
         self.line = 0
         self.unreadable = 0
+        self.unreadable_end = 0
+        """Of these, how many stand behind the last checkpoint."""
 
     def checkpoints(self) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
         """Line number, line and record of each; what is no record is counted."""
         while self._file.tell() < self._end:
             line = self._file.readline(MOST_OF_A_CHECKPOINT).rstrip(b"\n")
             self.line += 1
-            record = parsed(line) if sealed(line) is not None else None
-            if record is not None and isinstance(record.get("n"), int):
+            record = _checkpoint(line)
+            if record is not None:
+                self.unreadable_end = 0
                 yield self.line, line, record
             else:
                 self.unreadable += 1
+                self.unreadable_end += 1
 
     def close(self) -> None:
         self._file.close()
