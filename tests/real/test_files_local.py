@@ -318,3 +318,12 @@ def test_what_the_user_may_not_read_is_a_matter_of_rights(root: Path) -> None:
         os.seteuid(user)
         root.chmod(0o700)
     assert caught.value.code == "privilege_required"
+
+
+def test_one_file_may_be_all_that_is_allowed(root: Path) -> None:
+    port = files(root / "app.log")
+    assert read(port, root / "app.log", 4, 3) == b"two"
+    (root / "link").symlink_to("app.log")
+    assert read(files(root / "link"), root / "link") == b"one\ntwo\n"
+    assert code(port, root / "folder" / "deep.txt") == code(port, root, "list") == "path_outside"
+    assert read(files("/"), root / "app.log") == b"one\ntwo\n" and run(files("/").info("/")).kind == "directory"

@@ -236,3 +236,12 @@ def test_a_growing_file_a_name_in_nfd_and_a_socket(tmp_path: Path, ssh_server: S
                 assert (await files.read(f"{tree}/app.log", 0, 4096)).endswith(f"{number}\n".encode())
 
     does(tmp_path, ssh_server, tree, work)
+
+
+def test_one_file_may_be_all_that_is_allowed(tmp_path: Path, ssh_server: SshServer, tree: Path) -> None:
+    only = tree / "app.log"
+    assert does(tmp_path, ssh_server, only, methodcaller("read", str(only), 5, 3)) == b"1\nl"
+    assert does(tmp_path, ssh_server, only, methodcaller("info", str(only))).kind == "file"
+    for call in (methodcaller("read", f"{tree}/big.log", 0, 9), methodcaller("list", str(tree))):
+        with pytest.raises(PathOutside):
+            does(tmp_path, ssh_server, only, call)

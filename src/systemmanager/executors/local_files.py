@@ -112,9 +112,10 @@ class LocalFiles:
 def _agrees(descriptor: int, real: str, roots: Sequence[str], path: str) -> None:
     """The kernel finds the same thing below the same root, in one step and without a link. Raises `PathOutside`."""
     root = max((one for one in roots if _inside(real, (one,))), key=len)
+    steps = (root.strip("/"), real[len(root.rstrip("/")) :].strip("/"))
     opened = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
-        for below in (root.strip("/"), real[len(root.rstrip("/")) :].strip("/")):
+        for below in filter(None, steps):  # nothing is below a root that is a file
             found = open_beneath(opened[-1], below)
             if found is None:
                 return
