@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 HOMES = {
     **dict.fromkeys(("asyncssh", "docker", "httpcore", "psutil", "subprocess"), ("executors",)),
-    **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "authlib", "joserfc", "uvicorn"), ("server",)),
+    **dict.fromkeys(("fastmcp", "mcp", "mcp_types", "starlette", "joserfc", "uvicorn"), ("server",)),
     # HTTP targets; the issuer and tailscaled, who say who calls; the webhook that is asked for approvals
     "httpx": ("executors", "server", "approvals"),
 }

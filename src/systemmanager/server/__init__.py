@@ -1,1 +1,1 @@
-"""The MCP server. The only home of fastmcp, mcp, starlette and authlib; nothing imports it but the command line."""
+"""The MCP server. The only home of fastmcp, mcp, starlette and joserfc; nothing imports it but the command line."""
