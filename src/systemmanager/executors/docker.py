@@ -81,7 +81,7 @@ class EngineDocker:
         try:
             messages = await self._client.messages(Exchange(self._deadline), "/images/create", query, image)
         except docker_errors.ANSWERED as error:
-            raise docker_errors.pull_failed(reference, error.message) from error
+            raise docker_errors.pull_failed(reference, docker_errors.words_of(error)) from error
         for message in messages:
             if "error" in message:
                 raise docker_errors.pull_failed(reference, str(message["error"]))
@@ -114,7 +114,7 @@ class EngineDocker:
         try:
             return await self._ask(method, path, name, query=query)
         except NotFound as error:
-            if "No such container" not in error.message:
+            if "No such container" not in docker_errors.words_of(error):
                 raise
             known = [each.lstrip("/") for row in await self.containers() for each in row.get("Names") or []]
             raise NotFound(f"no container {name!r} on {self._target!r}", hint=did_you_mean(name, known)) from error

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from systemmanager.executors.docker_client import Tls
 
 ANSWERED = (NotFound, EngineRefused, AuthRefused)
-"""Errors that carry the engine's own words."""
+"""Errors that carry the engine's own words, in `details.said`."""
+
+MOST_SAID = 500
 
 _CUT = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
 
@@ -144,40 +146,54 @@ def version_refused(status: int, said: str) -> bool:
 
 
 def refused(where: str, status: int, said: str) -> TargetError:
-    """The engine's own no, in its words."""
+    """The engine's own no; its words go to the details, where they are marked as foreign."""
     try:
         words = str(json.loads(said)["message"])
     except (ValueError, KeyError, TypeError):
-        words = said.strip()[:500] or f"HTTP status {status}"
+        words = said.strip()
+    answered, details = f"{where} answered with HTTP status {status}", _details(words, status)
     if status == 404:
-        return NotFound(words)
+        return NotFound(f"{where} does not have what was asked for", details=details)
     if status in (401, 403):
-        return AuthRefused(f"{where}: {words}", hint="A proxy or plugin in front of the engine forbids it.")
+        return AuthRefused(answered, hint="A proxy or plugin in front of the engine forbids it.", details=details)
     if status in (502, 503, 504):
-        return EngineUnavailable(f"{where}: {words}")
+        return EngineUnavailable(answered, details=details)
     if version_refused(status, words):
-        return EngineRefused(f"{where}: {words}", hint="The engine was exchanged; try again.", retryable=True)
+        hint = "The engine was exchanged; try again."
+        return EngineRefused(f"{where} speaks another version now", hint=hint, retryable=True, details=details)
     if "TLS" in words or "HTTPS server" in words:
-        return EngineUnavailable(f"{where}: {words}", hint="Set tls_verify and cert_path.", retryable=False)
-    return EngineRefused(words, details={"status": status})
+        hint = "Set tls_verify and cert_path."
+        return EngineUnavailable(f"{where} expects TLS", hint=hint, retryable=False, details=details)
+    return EngineRefused(f"{where} refused, with HTTP status {status}", details=details)
+
+
+def _details(words: str, status: int | None = None) -> dict[str, Any]:
+    known = {} if status is None else {"status": status}
+    return {**known, "said": words[:MOST_SAID]} if words else known
+
+
+def words_of(error: TargetError) -> str:
+    """What the engine said in an error that `refused` made."""
+    return str((error.details or {}).get("said", ""))
 
 
 def pull_failed(reference: str, words: str) -> TargetError:
     """Why an image could not be pulled, from the words of the engine or the registry."""
-    lowered = words.lower()
+    lowered, details = words.lower(), _details(words)
 
     def says(*parts: str) -> bool:
         return any(part in lowered for part in parts)
 
     if says("manifest unknown", "not found: manifest", "name unknown", "no matching manifest", "failed to resolve ref"):
-        return NotFound(f"the registry has no {reference}", hint=words[:300])
+        return NotFound(f"the registry has no {reference}", details=details)
     if says("unauthorized", "authentication required", "no basic auth", "access denied", "denied:", "forbidden"):
         return AuthRefused(
-            f"the registry does not give {reference}: {words[:300]}",
+            f"the registry does not give {reference}",
             hint="Check the name; for a private image, log in as the gateway's user (docker login).",
+            details=details,
         )
     if says("dial tcp", "no such host", "timeout", "connection refused", "tls", "x509", "eof", "unreachable"):
-        return Unreachable(f"the registry of {reference} can't be reached from the engine: {words[:300]}")
+        return Unreachable(f"the registry of {reference} can't be reached from the engine", details=details)
     if says("not found"):
-        return NotFound(f"the registry has no {reference}", hint=words[:300])
-    return EngineRefused(f"{reference} could not be pulled: {words[:300]}")
+        return NotFound(f"the registry has no {reference}", details=details)
+    return EngineRefused(f"{reference} could not be pulled", details=details)

@@ -152,14 +152,14 @@ def explained(error: Exception, connection: SshConnection) -> TargetError:
             return channel_refused(error, connection.host, connection.port, "the jump host")
         case asyncssh.KeyExchangeFailed() | asyncssh.ProtocolNotSupported():
             reason, hint = "has no algorithm in common with the gateway", "Its SSH server is very old or restricted."
-            return Unreachable(f"{place} {reason}: {error.reason}", hint=hint, retryable=False)
+            return Unreachable(f"{place} {reason}", hint=hint, retryable=False, details=_said(error.reason))
         case asyncssh.ConnectionLost():
             hint = "Its SSH server may be overloaded (MaxStartups), restarting, or have banned the gateway."
             return Unreachable(f"{place} closed the connection before the login", hint=hint)
         case asyncssh.DisconnectError() if "authentication failures" in error.reason.lower():
             return _refused_login(connection, place)
         case asyncssh.DisconnectError():
-            return Unreachable(f"{place} ended the connection: {error.reason[:200]}")
+            return Unreachable(f"{place} ended the connection", details=_said(error.reason))
         case ConnectionRefusedError():
             return Unreachable(
                 f"{place} refused the connection",
@@ -170,7 +170,12 @@ def explained(error: Exception, connection: SshConnection) -> TargetError:
             said = error.strerror or str(error)
             return Unreachable(f"{place} can't be reached: {said.lower()}", details={"reason": "failed"})
         case _:
-            return Unreachable(f"{place} can't be reached: {type(error).__name__}: {str(error)[:200]}")
+            return Unreachable(f"{place} can't be reached: {type(error).__name__}", details=_said(str(error)))
+
+
+def _said(words: str) -> dict[str, str]:
+    """The server's words, for an error's details: there they are marked as foreign."""
+    return {"said": words[:200]} if words else {}
 
 
 def _refused_login(connection: SshConnection, place: str) -> AuthRefused:
@@ -194,7 +199,7 @@ def channel_refused(error: asyncssh.ChannelOpenError, host: str, port: int, who:
             hint="Set AllowTcpForwarding yes (and check PermitOpen) in its sshd_config.",
         )
     if any(words in lowered for words in _RESOLVING):
-        return NameNotResolved(f"{host!r} can't be resolved by {who}: {lowered}")
+        return NameNotResolved(f"{host!r} can't be resolved by {who}", details=_said(said))
     if "refused" in lowered:
         hint = "Nothing listens there, or a firewall rejects it."
         return Unreachable(f"{host} refused the connection to port {port}", hint=hint, details={"reason": "refused"})
@@ -202,4 +207,4 @@ def channel_refused(error: asyncssh.ChannelOpenError, host: str, port: int, who:
         hint = "It may be down, or a firewall drops the packets."
         return Unreachable(f"{host} did not answer on port {port}", hint=hint, details={"reason": "timeout"})
     reason = "no_route" if "unreachable" in lowered or "no route" in lowered else "failed"
-    return Unreachable(f"{who} can't reach {host} on port {port}: {lowered[:200]}", details={"reason": reason})
+    return Unreachable(f"{who} can't reach {host} on port {port}", details={"reason": reason, **_said(said)})
