@@ -102,7 +102,7 @@ def test_what_was_denied_is_not_asked_again_before_it_is_over(store: ApprovalSto
     [
         ("local:0", "root"), ("local:0", "local:00"), ("root", "local:0"), ("ann@example.com", "Ann@Example.com"),
         ("ann@example.com", "ann"),
-        ("oidc:ann", "ann@example.com"), ("elicited:ann", "ann"),
+        ("oidc:ann", "ann@example.com"),
         ("ann+x@example.com", "ann@example.com"), ("ann@a.example", "ann@b.example"),
         ("local:4242424", "local:4242424"), ("claude", "ＣＬＡＵＤＥ"), ("claude", " claude "), ("root@gw", "local:0"),
     ],

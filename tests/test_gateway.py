@@ -150,7 +150,7 @@ def test_slots_are_free_again_after_every_kind_of_end(tmp_path: Path) -> None:
         for _ in range(3):
             await gateway.call(OPERATOR, "get_system_status", {"targets": "*"})
         assert all(gateway._slots.running(id) == 0 for id in gateway.registry.targets)
-        assert gateway._global._value == gateway_module.GLOBAL_SLOTS
+        assert gateway._shares.free == gateway_module.GLOBAL_SLOTS
 
     run(work())
 

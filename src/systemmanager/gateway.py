@@ -31,7 +31,7 @@ from systemmanager.fencing import fence, fence_error, new_nonce, present
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Entry, Journal, being_cancelled
-from systemmanager.load import AllSlots, Readers, Recent, Slots
+from systemmanager.load import AllSlots, Readers, Recent, Shares, Slots
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
 from systemmanager.policyfile import BUILTIN, Policy
@@ -77,7 +77,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self._slots = AllSlots()
-        self._global = asyncio.Semaphore(GLOBAL_SLOTS)
+        self._shares = Shares(GLOBAL_SLOTS)
         self._recent, self._readers = Recent(lambda: self.clock()), Readers(lambda: self.clock())
         self.journal.degraded = self.degraded
         self.last_status: dict[str, dict[str, Any]] = {}
@@ -346,8 +346,9 @@ class Gateway:
         if target is gateway_target():
             function = call.operation.without_targets or function
             opened = nullcontext(FleetView(self, call.principal))
+        shared = self._shares.hold(call.principal.subject)
         try:
-            async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, self._global:
+            async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, shared:
                 async with opened or self.open(permit, call.operation.port) as port:
                     answer = await function(port, **call.arguments)
         except TimeoutError as error:

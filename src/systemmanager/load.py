@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from systemmanager.operation import Risk
@@ -37,6 +38,8 @@ class Recent:
         key, now = (subject, risk), self._clock()
         if key not in self._times and len(self._times) >= MOST_CALLERS:
             self._times = {kept: times for kept, times in self._times.items() if times and times[-1] > now - MINUTE}
+            while len(self._times) >= MOST_CALLERS:
+                self._times.pop(next(iter(self._times)))
         self._times.setdefault(key, deque(maxlen=1000)).append(now)
 
 
@@ -94,3 +97,53 @@ class AllSlots:
         """Forget targets that are gone and idle."""
         known = set(ids)
         self._by_id = {id: slots for id, slots in self._by_id.items() if slots.running or id in known}
+
+
+class Shares:
+    """Slots that principals share: a free one goes to the next principal in turn, first come first served within one.
+
+    So a principal with a thousand calls in line delays another one's by a single slot.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.free = slots
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def hold(self, subject: str) -> AsyncIterator[None]:
+        """One slot, for as long as the block lasts."""
+        if self.free:
+            self.free -= 1
+        else:
+            await self._turn(subject)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _turn(self, subject: str) -> None:
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(subject, deque()).append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self._pass_on()  # the slot came just as the wait was given up
+            elif mine in (line := self._waiting.get(subject, deque())):
+                line.remove(mine)
+                if not line:
+                    del self._waiting[subject]
+            raise
+
+    def _pass_on(self) -> None:
+        """Give a slot that has become free to the principal whose turn it is."""
+        while self._waiting:
+            subject = next(iter(self._waiting))
+            line = self._waiting.pop(subject)
+            next_one = line.popleft()
+            if line:
+                self._waiting[subject] = line  # at the end: the others first
+            if not next_one.done():
+                next_one.set_result(None)
+                return
+        self.free += 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.real.openssh import SshServer
-from tests.support import call
+from tests.support import OPERATOR, call, real_gateway, run
 
 
 @pytest.fixture
@@ -81,3 +81,18 @@ def test_the_audit_looks_at_everything_it_can(ssh_server: SshServer, tmp_path: P
     data = ask(tmp_path, ssh_server, "audit_security")["data"]
     skipped = {one["check"] for one in data.get("skipped", [])}
     assert not skipped & {"accounts", "files", "empty_passwords", "listening_ports"}
+
+
+def test_processes_and_the_record_of_having_asked_for_them(ssh_server: SshServer, tmp_path: Path) -> None:
+    async def work() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        async with real_gateway(tmp_path, ssh_server.target()) as gateway:
+            asked = {"target": "web-01", "limit": 5, "sort_by": "memory"}
+            top = (await gateway.call(OPERATOR, "get_top_processes", asked)).as_dict()
+            log = (await gateway.call(OPERATOR, "query_audit", {"call_id": top["call_id"]})).as_dict()
+            return top["results"][0], log["results"][0]["data"]["records"]
+
+    top, records = run(work())
+    memory = [process["rss"] for process in top["data"]["processes"]]
+    assert len(memory) == 5 and memory == sorted(memory, reverse=True)
+    assert {record["phase"] for record in records} == {"intent", "outcome"}
+    assert {record["target"] for record in records} == {"web-01"}

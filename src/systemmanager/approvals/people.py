@@ -19,7 +19,7 @@ def listed(person: str, allowed: tuple[str, ...]) -> bool:
 
 def _names(person: str) -> set[str]:
     """All that a person may be called: `local:0` is `root`, `Ann+x@example.com` is `ann@example.com` and `ann`."""
-    name = unicodedata.normalize("NFKC", person).casefold().strip().removeprefix("oidc:").removeprefix("elicited:")
+    name = unicodedata.normalize("NFKC", person).casefold().strip().removeprefix("oidc:")
     found = {name}
     before, at, domain = name.rpartition("@")
     if at:
