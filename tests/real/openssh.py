@@ -218,12 +218,12 @@ class SshServers:
         """A new account with that login shell; gone with the servers. Skips where there is no such shell."""
         program = shutil.which(shell)
         need("ssh", None if program and shutil.which("useradd") else f"{shell} or useradd is not installed")
-        name = f"sm{next(_numbers)}-{Path(shell).name}"[:31]
+        name = f"sm{os.getpid()}-{next(_numbers)}-{Path(shell).name}"[:31]
         home = self._folder / name
         command = ["useradd", "-M", "-N", "-d", str(home), "-s", str(program), "-p", "*", name]
-        until(lambda: _done(*command), f"{name} is made")
+        until(lambda: _done(*command), f"{name} is made", 60)  # another worker may hold the lock of /etc/passwd
         # -f: a process of its may take a moment to end. Again when another worker holds the lock of /etc/passwd.
-        self._stack.callback(until, lambda: _done("userdel", "-f", name), f"{name} is gone")
+        self._stack.callback(until, lambda: _done("userdel", "-f", name), f"{name} is gone", 60)
         home.mkdir(mode=0o755)
         shutil.chown(home, name)
         return name
