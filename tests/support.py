@@ -25,6 +25,7 @@ from systemmanager.policyfile import BUILTIN
 from systemmanager.ports import Output
 from systemmanager.registry import Registry
 from systemmanager.request import Grant, Permit, Principal, Request
+from systemmanager.running import Opener
 from systemmanager.scopes import expand
 from systemmanager.target import Target
 
@@ -188,5 +189,10 @@ def fake_gateway(tmp_path: Path, port: Callable[[Permit, str], Any], *targets: T
     async def open(permit: Permit, name: str) -> AsyncIterator[Any]:
         yield port(permit, name)
 
+    return opened_by(open, tmp_path, *targets, **fields)
+
+
+def opened_by(open: Opener, tmp_path: Path, *targets: Target, **fields: Any) -> Gateway:
+    """A gateway without executors: `open` gives its ports."""
     fields = {"policy": UNTAINTED} | fields
     return Gateway(registry(*targets), open, Journal(AuditLog(tmp_path / "audit.jsonl")), **fields)

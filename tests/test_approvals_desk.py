@@ -12,6 +12,7 @@ import pytest
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import LIFETIME, MOST_PENDING, ApprovalStore
 from systemmanager.errors import ApprovalRefused
+from systemmanager.freezing import Freezer
 from systemmanager.gateway import Gateway
 from systemmanager.policyfile import Policy
 from systemmanager.request import Principal
@@ -33,9 +34,8 @@ class Scene:
         self.gateway = self.start()
 
     def start(self) -> Gateway:
-        gateway = fake_gateway(
-            self.folder, lambda permit, name: self.engine, target("a", "docker"), target("b", "docker")
-        )
+        targets, freezer = (target("a", "docker"), target("b", "docker")), Freezer(self.folder)
+        gateway = fake_gateway(self.folder, lambda permit, name: self.engine, *targets, freezer=freezer)
         gateway.desk = Desk(ApprovalStore(self.folder / "approvals.sqlite", lambda: self.now), gateway.journal)
         return gateway
 

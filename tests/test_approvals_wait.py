@@ -10,7 +10,7 @@ import pytest
 
 from systemmanager.approvals.desk import MOST_WAITING_EACH, Desk
 from systemmanager.approvals.store import ApprovalStore
-from systemmanager.freezing import Freezer, change
+from systemmanager.freezing import change
 from systemmanager.policyfile import Policy
 from tests.fakes import codes, phases
 from tests.support import registry, run, target
@@ -58,7 +58,6 @@ async def _capability(scene: Scene, id: str) -> None:
 
 
 async def _frozen(scene: Scene, id: str) -> None:
-    scene.gateway.freezer = Freezer(scene.folder)
     await asyncio.to_thread(change, scene.folder, "x", freeze=True, targets=(), all=True)
     await _yes(scene, id)
 

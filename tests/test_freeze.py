@@ -155,8 +155,7 @@ def test_what_runs_is_ended_within_a_second_and_the_rest_goes_on(tmp_path: Path)
                 return await Facts("up").status()
 
         many = [target(f"host-{n}", "ssh") for n in range(2)]
-        gateway = fake_gateway(tmp_path, lambda permit, name: Waiting(permit.target.id), *many)
-        gateway.freezer = Freezer(tmp_path)
+        gateway = fake_gateway(tmp_path, lambda permit, _: Waiting(permit.target.id), *many, freezer=Freezer(tmp_path))
         watching = asyncio.create_task(gateway.freezer.watch())
         call = asyncio.create_task(gateway.call(OPERATOR, "get_system_status", {"targets": "*"}))
         await entered.acquire()
@@ -207,8 +206,7 @@ def test_a_command_that_runs_on_a_target_is_ended_with_its_call(tmp_path: Path) 
     here = target("local", constraints={"hosts": ["127.0.0.77"]})
 
     async def work() -> None:
-        async with real_gateway(tmp_path, here) as gateway:
-            gateway.freezer = Freezer(tmp_path)
+        async with real_gateway(tmp_path, here, freezer=Freezer(tmp_path)) as gateway:
             watching = asyncio.create_task(gateway.freezer.watch())
             arguments = {"host": "127.0.0.77", "count": 20}
             call = asyncio.create_task(gateway.call(OPERATOR, "ping_host", arguments))

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from systemmanager import gateway as gateway_module
 from systemmanager import telling
 from systemmanager.errors import CommandFailed
 from systemmanager.ports import SystemStatus
 from systemmanager.request import Permit, Request
-from tests.fakes import PULL, STATUS, Engine, Facts, ask, codes, engines, facts, fleet, phases
-from tests.support import OPERATOR, fake_gateway, principal, records, registry, run, target
+from systemmanager.running import GLOBAL_SLOTS
+from tests.fakes import PULL, STATUS, Engine, Facts, ask, codes, engines, fleet, phases
+from tests.support import OPERATOR, fake_gateway, opened_by, principal, records, registry, run, target
 
 
 @pytest.fixture(autouse=True)
@@ -125,12 +125,12 @@ def test_a_target_takes_no_more_calls_at_a_time_than_it_says(tmp_path: Path) -> 
 
 def test_the_gateway_takes_no_more_at_a_time_than_it_can(tmp_path: Path) -> None:
     async def work() -> Counting:
-        counting = Counting(gateway_module.GLOBAL_SLOTS)
+        counting = Counting(GLOBAL_SLOTS)
         gateway = fake_gateway(tmp_path, counting.port, *(target(f"web-{number}") for number in range(400)))
         assert (await gateway.call(OPERATOR, "get_system_status", {"targets": "*"})).ok
         return counting
 
-    assert run(work()).all_most == gateway_module.GLOBAL_SLOTS
+    assert run(work()).all_most == GLOBAL_SLOTS
 
 
 def test_more_calls_than_may_wait_are_busy(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_slots_are_free_again_after_every_kind_of_end(tmp_path: Path) -> None:
         gateway = fleet(tmp_path, "up", "down", "broken", "hung", "cancelled")
         for _ in range(3):
             await gateway.call(OPERATOR, "get_system_status", {"targets": "*"})
-        assert all(gateway._slots.running(id) == 0 for id in gateway.registry.targets)
-        assert gateway._shares.free == gateway_module.GLOBAL_SLOTS
+        assert all(gateway.runner.slots.running(id) == 0 for id in gateway.registry.targets)
+        assert gateway.runner.shares.free == GLOBAL_SLOTS
 
     run(work())
 
@@ -217,8 +217,7 @@ def test_cancelling_ends_every_operation_and_is_recorded(tmp_path: Path) -> None
             finally:
                 ended.append(permit.target.id)
 
-        gateway = fake_gateway(tmp_path, facts, target("hung-1"), target("hung-2"), target("up"))
-        gateway.open = open
+        gateway = opened_by(open, tmp_path, target("hung-1"), target("hung-2"), target("up"))
 
         async def progress(done: float, total: int, id: str) -> None:
             waiting.set()
@@ -228,7 +227,7 @@ def test_cancelling_ends_every_operation_and_is_recorded(tmp_path: Path) -> None
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert all(gateway._slots.running(id) == 0 for id in gateway.registry.targets)
+        assert all(gateway.runner.slots.running(id) == 0 for id in gateway.registry.targets)
         return sorted(ended)
 
     assert run(work()) == ["hung-1", "hung-2", "up"]

@@ -162,4 +162,4 @@ def test_the_gateway_s_own_name_opens_nothing(tmp_path: Path) -> None:
     gateway = fleet(tmp_path, "up")
     reply = ask(gateway, {"targets": ["gateway"]}, "health_check", who=principal(targets="up"))
     assert "version" in reply["results"][0]["data"], "the gateway answers, no executor is opened"
-    assert gateway.last_status == {}
+    assert gateway.runner.last_status == {}

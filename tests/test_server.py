@@ -284,7 +284,7 @@ def test_a_status_is_read_with_the_rights_of_get_system_status(
     caller: Principal, id: str, code: str, era: Era, tmp_path: Path
 ) -> None:
     gateway = fake_gateway(tmp_path, unreachable, target(), target("web-02"))
-    gateway.last_status["web-01"] = {"data": "canary"}
+    gateway.runner.last_status["web-01"] = {"data": "canary"}
 
     async def work() -> None:
         async with client(gateway, era, caller) as there:

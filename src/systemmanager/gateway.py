@@ -1,13 +1,12 @@
 """One call, from raw arguments to the Reply.
 
-Fan-out, deadlines, limits, redaction and audit live here and nowhere else.
+What a call is and whether it may run is decided here; running.py does it.
 """
 
 import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,34 +18,29 @@ from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
     AuditUnavailable,
     CallError,
-    DeadlineExceeded,
-    Denied,
     GatewayError,
     InternalError,
     UnknownTarget,
     UnknownTool,
     did_you_mean,
 )
-from systemmanager.fencing import fence, fence_error, new_nonce, present
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
-from systemmanager.freezing import Freezer, Run
-from systemmanager.journal import Call, Entry, Journal, being_cancelled
-from systemmanager.load import AllSlots, Readers, Recent, Shares, Slots
+from systemmanager.freezing import Freezer
+from systemmanager.journal import Call, Entry, Journal
+from systemmanager.load import Readers, Recent
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
 from systemmanager.policyfile import BUILTIN, Policy
 from systemmanager.redaction import Redactor
-from systemmanager.refusal import preview, refusal
+from systemmanager.refusal import refusal
 from systemmanager.registry import Registry
-from systemmanager.request import NOT_FROZEN, Answer, Decision, Load, Permit, Principal, Request, Verdict
+from systemmanager.request import NOT_FROZEN, Answer, Decision, Load, Principal, Request, Verdict
+from systemmanager.running import Opener, Runner
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import Target
 from systemmanager.telling import Progress, Told
 
-Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
 _Decided = tuple[Call, list[Request], list[Decision]]
-
-GLOBAL_SLOTS = 256
 
 T = TypeVar("T")
 
@@ -76,19 +70,26 @@ class Gateway:
     secrets: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self._slots = AllSlots()
-        self._shares = Shares(GLOBAL_SLOTS)
-        self._recent, self._readers = Recent(lambda: self.clock()), Readers(lambda: self.clock())
+        self._recent, self._readers = Recent(self._now), Readers(self._now)
         self.journal.degraded = self.degraded
-        self.last_status: dict[str, dict[str, Any]] = {}
+        self.runner = Runner(
+            self.open,
+            self.journal,
+            self.freezer,
+            self._readers,
+            lambda principal: FleetView(self, principal),
+            self._now,
+        )
         self.replace_registry(self.registry)
 
     def replace_registry(self, registry: Registry) -> None:
         """Put a new registry in place; calls in flight keep the one they began with."""
         self.registry = registry
         self._redactor = Redactor(registry.secrets | self.secrets)
-        self.last_status = {id: seen for id, seen in self.last_status.items() if id in registry.targets}
-        self._slots.keep(registry.targets)
+        self.runner.keep(registry.targets)
+
+    def _now(self) -> float:
+        return self.clock()
 
     def shown(self, text: str) -> str:
         """A caller's own text as it may be said back: without secrets and escapes."""
@@ -129,7 +130,7 @@ class Gateway:
             return call, requests, decisions
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
-            return await self._results(call, requests, decisions, told)
+            return await self.runner.results(call, requests, decisions, told)
 
         return await self._answer(entry, decided, results)
 
@@ -151,7 +152,7 @@ class Gateway:
             if decisions[0].permit is None:
                 result.error = call.redactor.value(refusal(decisions[0]).as_dict())
                 return [result]
-            result.data = self.last_status.get(id, {"note": "not seen yet: call get_system_status"})
+            result.data = self.runner.last_status.get(id, {"note": "not seen yet: call get_system_status"})
             if result.data.get("untrusted"):
                 result.untrusted = True
                 self._readers.add(principal.subject)
@@ -262,7 +263,7 @@ class Gateway:
                 via=via,
                 fault=None if own else registry.faults.get(target.id),
                 granted=principal.grants if own else tuple(grant for grant, ids in grants if target.id in ids),
-                load=Load(recent, self._slots.running(target.id)),
+                load=Load(recent, self.runner.slots.running(target.id)),
                 root=self.root
                 if target.executor == "local"
                 else getattr(target.connection, "username", None) == "root",
@@ -283,94 +284,6 @@ class Gateway:
     ) -> list[Decision]:
         """What the gate would say now."""
         return [_decide(one) for one in self.requests(principal, operation, arguments, targets, self.registry)]
-
-    # --- 5, 6, 7, 8: deadline, slots, port, operation, redaction ------------------------------------------------------
-
-    async def _results(
-        self, call: Call, requests: list[Request], decisions: list[Decision], told: Told
-    ) -> list[TargetReply]:
-        pairs = list(zip(requests, decisions, strict=True))
-        if call.shared.dry_run:
-            return [preview(call, *pair) for pair in pairs]
-        if len(pairs) == 1:
-            return [await self._on_target(call, *pairs[0])]
-        told.total = len(pairs)
-
-        async def one(request: Request, decision: Decision) -> TargetReply:
-            result = await self._on_target(call, request, decision)
-            await told.one_more(request.target.id)
-            return result
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*pair)) for pair in pairs]
-        return [task.result() for task in tasks]
-
-    async def _on_target(self, call: Call, request: Request, decision: Decision) -> TargetReply:
-        result = TargetReply(request.target.id)
-        if decision.permit is None:
-            result.error = call.redactor.value(refusal(decision).as_dict())
-            return result
-        slots = self._slots.of(request.target)
-        slots.running += 1
-        try:
-            with self.freezer.running(request) as run:
-                result.data = await self._within_deadline(call, run, decision.permit, slots)
-            result.untrusted = present(result.data, call.operation.foreign)
-        except GatewayError as error:
-            result.error = call.redactor.value(error.as_dict())
-            result.untrusted = fence_error(result.error)
-        except asyncio.CancelledError:
-            result.error = {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}
-            if being_cancelled():
-                raise
-            # Not this call was cancelled but something that the operation waited for.
-            result.error = self._defect(call, request)
-        except Exception:
-            result.error = self._defect(call, request)
-        finally:
-            slots.running -= 1
-            result.elapsed_ms = call.elapsed_ms
-            await self.journal.outcome(call, request, result)
-        self._remember(call, request, result)
-        if result.untrusted:
-            self._readers.add(call.principal.subject)
-        return result
-
-    def _defect(self, call: Call, request: Request) -> dict[str, Any]:
-        """What is told of an exception that no operation may raise: its text stays in the gateway's log."""
-        log.exception("operation failed by a defect", tool=call.operation.name, target=request.target.id)
-        return InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
-
-    async def _within_deadline(self, call: Call, run: Run, permit: Permit, slots: Slots) -> dict[str, Any]:
-        function, opened, target = call.operation.function, None, run.request.target
-        if target is gateway_target():
-            function = call.operation.without_targets or function
-            opened = nullcontext(FleetView(self, call.principal))
-        shared = self._shares.hold(call.principal.subject)
-        try:
-            async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, shared:
-                async with opened or self.open(permit, call.operation.port) as port:
-                    answer = await function(port, **call.arguments)
-        except TimeoutError as error:
-            if run.deadline is None or not run.deadline.expired():
-                raise
-            if run.stopped:
-                raise Denied(run.stopped, code="frozen") from error
-            raise DeadlineExceeded(
-                f"{target.id!r} did not finish within {permit.timeout:g} s",
-                hint="Ask for less, or raise constraints.timeout of the target.",
-            ) from error
-        data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
-        if call.operation.fences is not None:
-            # Last of all: a mask that runs to the end of a text must not take the fence with it.
-            data = fence(data, call.operation.fences, new_nonce())
-        return data
-
-    def _remember(self, call: Call, request: Request, result: TargetReply) -> None:
-        """Each target's last status, for the resources."""
-        if call.operation.name in ("get_system_status", "health_check") and request.target is not gateway_target():
-            seen = {"at": int(self.clock()), "tool": call.operation.name}
-            self.last_status[result.target] = seen | result.as_dict()
 
 
 def _decide(request: Request) -> Decision:

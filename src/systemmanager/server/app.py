@@ -213,6 +213,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 executors.open,
                 journal,
                 policy,
+                freezer=Freezer(state.folder),
                 root=os.geteuid() == 0,
                 secrets=_secrets(settings, state),
             )
@@ -221,7 +222,6 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             gateway.weakened = judge_sandbox(settings, state, gateway.degraded)
             webhook = webhook_of(settings)
             gateway.desk = Desk(approvals_of(state), gateway.journal, webhook, lambda: gateway.policy.approvals)
-            gateway.freezer = Freezer(state.folder)
             watching = asyncio.create_task(gateway.freezer.watch())
             try:
                 yield Running(gateway, executors, settings, state, own_files)
