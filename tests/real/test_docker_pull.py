@@ -1,6 +1,7 @@
 """Pulling images from a registry on this machine."""
 
 import asyncio
+import secrets
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_pull_needs_a_persons_yes(engine: Engine, registry: Registry, tmp_path
 
 
 def test_a_cancelled_pull_ends_on_the_engine_too(engine: Engine, registry: Registry, tmp_path: Path) -> None:
-    name = registry.put("team/app", files={"fresh": name_of(tmp_path)})
+    name = registry.put("team/app", files={"fresh": secrets.token_hex(20_000)})
     registry.gate.clear()
 
     async def approve(_: object) -> str:
@@ -82,6 +83,7 @@ def test_a_cancelled_pull_ends_on_the_engine_too(engine: Engine, registry: Regis
                 await pull
 
     run(work())
+    until(lambda: registry.left)
     registry.gate.set()
     with pytest.raises(AssertionError, match="not within"):
         until(lambda: engine.client.images(name), 1.5)
