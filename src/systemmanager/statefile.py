@@ -7,17 +7,24 @@ from pathlib import Path
 
 
 class StateFile:
-    """Opened for each transaction, so that nothing is held between calls. All errors are `sqlite3.Error`."""
+    """Opened for each transaction, so that nothing is held between calls. All errors are `sqlite3.Error`.
 
-    def __init__(self, path: Path, version: int, schema: Sequence[str]) -> None:
-        """Make the file if there is none; one that a newer version wrote is left alone."""
+    `steps` are the file's versions, oldest first: what each one changes, as statements. A step that was released once
+    stays as it is; a change is a new step after it.
+    """
+
+    def __init__(self, path: Path, steps: Sequence[Sequence[str]]) -> None:
+        """Make the file if there is none, bring an older one up to date whole or not at all; a newer one is left
+        alone."""
         self.path = path
         with self.transaction() as database:
             (found,) = database.execute("PRAGMA user_version").fetchone()
-            if found > version:
+            if found > len(steps):
                 raise sqlite3.DatabaseError(f"{path} was written by a newer version of the gateway")
-            for statement in (*schema, f"PRAGMA user_version = {version}") if found == 0 else ():
+            for statement in (statement for step in steps[found:] for statement in step):
                 database.execute(statement)
+            if found < len(steps):
+                database.execute(f"PRAGMA user_version = {len(steps)}")
         path.chmod(0o600)
 
     @contextmanager

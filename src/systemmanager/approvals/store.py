@@ -28,7 +28,6 @@ KEPT = 7 * 24 * 3600
 MOST_PENDING = 20
 """Requests of one subject that may wait at a time; more are a flood."""
 
-VERSION = 1
 _SCHEMA = (
     """CREATE TABLE request (
     id TEXT PRIMARY KEY, digest TEXT NOT NULL, subject TEXT NOT NULL, tool TEXT NOT NULL, question TEXT NOT NULL,
@@ -92,7 +91,7 @@ class ApprovalStore:
     """All requests of one gateway. Every method is one transaction; several processes may share the file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._file, self.clock = StateFile(path, VERSION, _SCHEMA), clock
+        self._file, self.clock = StateFile(path, (_SCHEMA,)), clock
 
     def ask(
         self,

@@ -16,7 +16,6 @@ FRESH = 1.0
 STALE = 5.0
 """Seconds after which a list that can't be read any more counts for nothing: then no token is accepted."""
 
-VERSION = 1
 _SCHEMA = (
     """CREATE TABLE token (
     id TEXT PRIMARY KEY, subject TEXT NOT NULL, scopes TEXT NOT NULL, targets TEXT, minted REAL NOT NULL,
@@ -47,7 +46,7 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._file, self._clock, self._ticks = StateFile(path, VERSION, _SCHEMA), clock, ticks
+        self._file, self._clock, self._ticks = StateFile(path, (_SCHEMA,)), clock, ticks
         self._revoked: frozenset[str] = frozenset()
         self._tried = self._read = -STALE
 
