@@ -103,6 +103,13 @@ def test_tools_lists_every_tool(tmp_path: Path) -> None:
     assert [name for name in CATALOGUE if name not in listed] == []
 
 
+def test_an_unknown_tool_or_command_names_the_nearest_one(tmp_path: Path) -> None:
+    assert "Did you mean 'get_system_status'" in systemmanager(tmp_path, "tools", "get_system_statu", check=1).stderr
+    for words in (("bogus",), ("call",), ("serve", "--bogus")):
+        said = systemmanager(tmp_path, *words, check=2).stderr
+        assert len(said.splitlines()) == 2 and "Traceback" not in said and "─" not in said
+
+
 def test_call_prints_a_table_and_exits_0(tmp_path: Path) -> None:
     done = systemmanager(tmp_path, "call", "get_system_status")
     assert "uptime" in done.stdout and "GiB" in done.stdout

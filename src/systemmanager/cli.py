@@ -18,7 +18,7 @@ import signal
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from systemmanager import __version__, settings
 from systemmanager.errors import ConfigError, GatewayError
@@ -45,7 +45,10 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.set_threshold(100_000)  # imports make no garbage: looking for it among their objects is a sixth of the start
     try:
-        app()
+        app(print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        print(error, "systemmanager --help shows the commands.", sep="\n", file=sys.stderr)
+        sys.exit(2)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -110,11 +113,17 @@ def schema() -> None:
 
 
 @app.command
-def tools() -> None:
-    """List the tools with what they need."""
+def tools(name: str | None = None) -> None:
+    """List the tools, or say what one of them does, needs and takes.
+
+    Parameters
+    ----------
+    name
+        One tool.
+    """
     from systemmanager import commands
 
-    commands.tools()
+    commands.tools(name)
 
 
 @app.command

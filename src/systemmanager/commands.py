@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
-from systemmanager import freezing, logs, policyfile, registry, terminal
+from systemmanager import freezing, logs, policyfile, registry, replies, terminal
 from systemmanager.audit.record import Record
-from systemmanager.errors import ConfigError, Problem
+from systemmanager.errors import ConfigError, Problem, UnknownTool, did_you_mean
 from systemmanager.journal import audit_log
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Request
 from systemmanager.selectors import selector
 from systemmanager.settings import Settings, State, prepare_state
 
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out, err = terminal.console(), terminal.console(stderr=True)
 
 
 def serve(given: Settings, *, announce: bool) -> None:
@@ -111,8 +109,14 @@ def check(path: Path | None, policy: Path | None) -> None:
     sys.exit(1 if loaded.faults else 0)
 
 
-def tools() -> None:
-    out.print(terminal.tools_table(CATALOGUE.values()))
+def tools(name: str | None) -> None:
+    if name is None:
+        terminal.print_tools(out, list(CATALOGUE.values()))
+        out.print("\n[dim]systemmanager tools NAME says what one needs and takes.[/dim]")
+    elif name in CATALOGUE:
+        terminal.print_tool(out, CATALOGUE[name])
+    else:
+        raise UnknownTool(f"there is no tool {name!r}", hint=did_you_mean(name, CATALOGUE))
 
 
 def mint(given: Settings, agent: str, scopes: str, ttl: str, targets: str | None) -> None:
@@ -254,7 +258,7 @@ async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes:
     if as_json:
         print(json.dumps(reply.as_dict(), ensure_ascii=False))
     else:
-        terminal.print_reply(out, reply)
+        replies.print_reply(out, reply)
     return 0 if reply.ok else 1
 
 
@@ -291,7 +295,7 @@ async def explain(given: Settings, asked: dict[str, Any]) -> int:
     asked = {**asked, "arguments": read_values(asked["tool"], asked["arguments"])}
     async with app.running(given) as running:
         reply = await running.gateway.call(app.operator(), "explain_access", asked)
-    terminal.print_explanation(out, reply)
+    replies.print_explanation(out, reply)
     return 0 if reply.ok else 1
 
 

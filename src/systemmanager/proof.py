@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
-
 from systemmanager import terminal
 from systemmanager.audit.reading import query as query_log
 from systemmanager.audit.signing import Keys, read_public
@@ -16,7 +14,7 @@ from systemmanager.errors import ConfigError, Problem
 from systemmanager.journal import signer_of
 from systemmanager.settings import Settings, prepare_state
 
-out = Console(highlight=False, emoji=False)
+out = terminal.console()
 
 
 def audit(given: Settings, filters: Mapping[str, str | None], limit: int) -> None:

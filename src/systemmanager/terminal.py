@@ -1,10 +1,12 @@
 """What a person sees on a terminal: tables, the first screen of `make run`, questions before critical calls."""
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console
@@ -12,20 +14,43 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from systemmanager.fencing import unfenced
+from systemmanager.arguments import call_model
 from systemmanager.operation import Operation
 from systemmanager.policyfile import Policy
 from systemmanager.redaction import visible
 from systemmanager.registry import Registry
 from systemmanager.request import Request
 from systemmanager.scopes import BUNDLES
-from systemmanager.shaping import Reply
+
+PIPE_WIDTH = 200
+"""Columns of a table that goes into a pipe or a file."""
 
 RISK_STYLE = {"low": "green", "moderate": "yellow", "high": "dark_orange", "critical": "red"}
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+def console(*, stderr: bool = False) -> Console:
+    """A terminal as wide as it is; a pipe gets long lines, without blanks at their ends."""
+    stream = cast(IO[str], _Lines(stderr))
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, emoji=False)
+
+
+class _Lines:
+    """Standard output or standard error as they are when something is written."""
+
+    def __init__(self, stderr: bool) -> None:
+        self._name = "stderr" if stderr else "stdout"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self._name), name)
+
+    def write(self, text: str) -> int:
+        stream: IO[str] = getattr(sys, self._name)
+        return stream.write(text if stream.isatty() else re.sub(r" +(?=\n)", "", text))
+
+
+def table_of(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
@@ -33,7 +58,7 @@ def _table(*columns: str) -> Table:
 
 def targets_table(registry: Registry) -> Table:
     """A registry as `systemmanager check` shows it; a target that can't be used is red and has a `!`."""
-    table = _table("target", "reached by", "offers", "labels")
+    table = table_of("target", "reached by", "offers", "labels")
     table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for id, target in registry.targets.items():
         metadata = target.metadata
@@ -45,7 +70,7 @@ def targets_table(registry: Registry) -> Table:
 
 def grants_table(policy: Policy, registry: Registry) -> Table:
     """All grants of a policy, and on how many targets each one holds."""
-    table = _table("granted to", "scopes", "on", "targets")
+    table = table_of("granted to", "scopes", "on", "targets")
     for rule in policy.grants:
         names = [*sorted(rule.subjects), *(f"group {name}" for name in sorted(rule.groups)), *sorted(rule.tags)]
         held = str(len(registry.granted(rule.grant)))
@@ -75,15 +100,51 @@ def _address(target: Any) -> str:
     return f"http {connection.base_url}" if target.executor == "http" else "local"
 
 
-def tools_table(operations: Iterable[Operation]) -> Table:
-    """All tools with what they need."""
-    table = _table("tool", "risk", "scope", "what it does")
-    table.columns[0].no_wrap = True
+def print_tools(console: Console, operations: Sequence[Operation]) -> None:
+    """All tools, a line each; what the line is too short for is on the tool's own page."""
+    width = max(len(operation.name) for operation in operations)
     for operation in operations:
-        risk = operation.access.risk
-        needs = f"[{RISK_STYLE[risk]}]{risk}[/]" + (" + approval" if operation.access.approval else "")
-        table.add_row(operation.name, needs, " or ".join(operation.access.scopes) or "-", summary(operation))
-    return table
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(operation.name.ljust(width), "bold").append("  ")
+        line.append(_risk(operation).ljust(len("critical, asks")), RISK_STYLE[operation.access.risk])
+        console.print(line.append(f"  {summary(operation)}"), no_wrap=True, overflow="ellipsis", crop=True)
+
+
+def _risk(operation: Operation) -> str:
+    return operation.access.risk + (", asks" if operation.access.approval else "")
+
+
+def print_tool(console: Console, operation: Operation) -> None:
+    """One tool: what it does, what it needs, and its parameters."""
+    needs = " or ".join(operation.access.scopes) or "no scope"
+    console.print(f"[bold]{operation.name}[/bold]  [{RISK_STYLE[operation.access.risk]}]{_risk(operation)}[/]  {needs}")
+    for value, access in operation.cases.items():
+        console.print(f"  {operation.by}={value}: {access.risk}, {' or '.join(access.scopes)}", highlight=False)
+    console.print(f"\n{escape(operation.description)}\n")
+    schema = call_model(operation).model_json_schema()
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, field in schema["properties"].items():
+        given = "required" if name in schema.get("required", ()) else json.dumps(field.get("default"))
+        given = "" if given == "null" else given
+        table.add_row(f"[bold]{name}[/bold]", escape(_kind(field)), given, escape(field.get("description", "")))
+    console.print(table)
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    """A parameter's type in a word, its values where they are few."""
+    if "enum" in field:
+        return "|".join(map(str, field["enum"]))
+    if "const" in field:
+        return str(field["const"])
+    if "anyOf" in field:
+        kinds = (_kind(one) for one in field["anyOf"] if one.get("type") != "null")
+        return " or ".join(dict.fromkeys(kinds))
+    if field.get("type") == "array":
+        return f"{_kind(field['items'])}, ..."
+    return _KINDS.get(str(field.get("type")), "value")
+
+
+_KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": "true|false", "object": "object"}
 
 
 def summary(operation: Operation) -> str:
@@ -102,83 +163,6 @@ def announce(console: Console, url: str, token: str, scopes: str) -> None:
     console.print("\n[dim]Then ask: how is this machine? Ctrl-C stops the gateway.[/dim]\n")
 
 
-def print_reply(console: Console, reply: Reply) -> None:
-    """An answer for a person: one block per target, lists as tables."""
-    if reply.error is not None:
-        _print_error(console, "", reply.error)
-        return
-    for result in reply.results:
-        result.data, result.error = unfenced(result.data), unfenced(result.error)
-        if len(reply.results) > 1:
-            console.print(f"[bold]{escape(result.target)}[/bold]")
-        if result.error is not None:
-            _print_error(console, result.target, result.error)
-        else:
-            _print_data(console, result.data or {})
-
-
-def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> None:
-    where = f"{target}: " if target else ""
-    console.print(f"[red]{error['code']}[/red]  {escape(where + str(error['message']))}")
-    if hint := error.get("hint"):
-        console.print(f"[dim]{escape(str(hint))}[/dim]")
-    if stderr := (error.get("details") or {}).get("stderr"):
-        console.print(escape(str(stderr)), style="dim")
-
-
-def _print_data(console: Console, data: Mapping[str, Any]) -> None:
-    blocks = {key: value for key, value in data.items() if isinstance(value, str) and "\n" in value}
-    plain = {key: value for key, value in data.items() if not isinstance(value, list | dict) and key not in blocks}
-    if plain:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for key, value in plain.items():
-            table.add_row(f"[bold]{escape(key)}[/bold]", escape(_cell(value, key)))
-        console.print(table)
-    for key, value in data.items():
-        if isinstance(value, dict):
-            console.print(f"[bold]{escape(key)}[/bold]")
-            _print_data(console, value)
-        elif isinstance(value, list):
-            _print_list(console, key, value)
-    for text in blocks.values():
-        console.print(text, markup=False, soft_wrap=True)
-    console.print()
-
-
-def _print_list(console: Console, key: str, rows: Sequence[Any]) -> None:
-    if not rows or not isinstance(rows[0], dict):
-        console.print(f"[bold]{escape(key)}[/bold] {escape(', '.join(_cell(row, key) for row in rows) or '-')}")
-        return
-    columns = list(dict.fromkeys(name for row in rows for name in row if any(one.get(name) for one in rows)))
-    table = _table(*columns)
-    for row in rows:
-        table.add_row(*(escape(_cell(row.get(name, ""), name)) for name in columns))
-    console.print(table)
-
-
-def _cell(value: Any, key: str) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(_cell(item, key) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={_cell(item, name)}" for name, item in value.items())
-    if isinstance(value, int) and key in _BYTES:
-        return human_bytes(value)
-    return str(value)
-
-
-_BYTES = {"total", "free", "available", "rss", "size", "swap_total", "swap_used", "bytes_sent", "bytes_received"}
-
-
-def human_bytes(count: int) -> str:
-    """1536 as `1.5 KiB`; small numbers stay as they are."""
-    if count < 1024:
-        return str(count)
-    power = min((count.bit_length() - 1) // 10, 5)
-    return f"{count / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
-
-
 def print_question(console: Console, requests: Sequence[Request]) -> None:
     """What a person is asked to approve: all of it, nothing cut."""
     first = requests[0]
@@ -188,28 +172,9 @@ def print_question(console: Console, requests: Sequence[Request]) -> None:
     console.print(escape(f"  targets    {', '.join(request.target.id for request in requests)}"), soft_wrap=True)
 
 
-def print_explanation(console: Console, reply: Reply) -> None:
-    """Every rule's verdict, and what would allow the call."""
-    data = reply.results[0].data if reply.results and reply.results[0].data else None
-    if data is None:
-        print_reply(console, reply)
-        return
-    for result in data["results"]:
-        console.print(
-            f"[bold]{escape(data['tool'])}[/bold] on [bold]{escape(result['target'])}[/bold]: {result['answer']}"
-        )
-        table = _table("rule", "verdict", "why")
-        for verdict in result["verdicts"]:
-            style = {"allow": "green", "ask": "yellow"}.get(verdict["answer"], "red")
-            table.add_row(verdict["rule"], f"[{style}]{verdict['answer']}[/]", escape(verdict["reason"]))
-        console.print(table)
-        for grant in result.get("grant", ()):
-            console.print(f"It would need {escape(grant)}.")
-
-
 def tokens_table(tokens: Iterable[Mapping[str, Any]]) -> Table:
     """What was minted, by id; the tokens themselves are kept nowhere."""
-    table = _table("id", "agent", "scopes", "targets", "expires (UTC)")
+    table = table_of("id", "agent", "scopes", "targets", "expires (UTC)")
     table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for token in tokens:
         expires = f"{datetime.fromtimestamp(token['expires'], UTC):%Y-%m-%d %H:%M}"

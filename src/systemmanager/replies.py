@@ -1,0 +1,163 @@
+"""A Reply as a person reads it on a terminal: one block per target, lists as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from systemmanager.fencing import unfenced
+from systemmanager.shaping import Reply
+from systemmanager.terminal import table_of
+
+FOLDED, LEFT = 1.3, 0.8
+"""Times the terminal's width: what all columns of a table may want, or all but the last one. Wider rows are blocks."""
+
+
+def print_reply(console: Console, reply: Reply) -> None:
+    """An answer for a person: one block per target, lists as tables."""
+    if reply.error is not None:
+        _print_error(console, "", reply.error)
+        return
+    for place, result in enumerate(reply.results):
+        result.data, result.error = unfenced(result.data), unfenced(result.error)
+        if len(reply.results) > 1:
+            console.print("\n" * bool(place) + f"[bold]{escape(result.target)}[/bold]")
+        if result.error is not None:
+            _print_error(console, result.target, result.error)
+        else:
+            _print_data(console, result.data or {})
+
+
+def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> None:
+    where = f"{target}: " if target else ""
+    console.print(f"[red]{error['code']}[/red]  {escape(where + str(error['message']))}")
+    if hint := error.get("hint"):
+        console.print(f"[dim]{escape(str(hint))}[/dim]")
+    if stderr := (error.get("details") or {}).get("stderr"):
+        console.print(escape(str(stderr)), style="dim")
+
+
+def _print_data(console: Console, data: Mapping[str, Any]) -> None:
+    texts = {key: value for key, value in data.items() if isinstance(value, str) and "\n" in value}
+    tables = {key: value for key, value in data.items() if _is_table(value)}
+    deep = {key: value for key, value in data.items() if isinstance(value, dict) and not _is_flat(value)}
+    paged = len(tables) == 1 and "total" in data
+    plain = [key for key in data if key not in texts and key not in tables and key not in deep]
+    values = {key: data[key] for key in plain if not (paged and key in ("total", "truncated", "next"))}
+    _print_plain(console, values)
+    for key, value in deep.items():
+        console.print(f"\n[bold]{escape(key)}[/bold]")
+        _print_data(console, value)
+    for place, (key, rows) in enumerate(tables.items()):
+        gap = "\n" * bool(values or deep or place)
+        console.print(f"{gap}[bold]{escape(key)}[/bold]" + (_page(data, rows) if paged else ""))
+        _print_table(console, rows)
+    for text in texts.values():
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it fits behind a name: no object and no list of objects in it."""
+    inside = list(value.values()) if isinstance(value, dict) else [value]
+    return not any(isinstance(one, dict) or _is_table(one) for one in inside)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _page(data: Mapping[str, Any], rows: Sequence[Any]) -> str:
+    if len(rows) == data["total"]:
+        return ""
+    more = f"; cursor={data['next']} goes on" if data.get("next") else ""
+    return f" [dim]({len(rows)} of {data['total']}{escape(more)})[/dim]"
+
+
+def _print_plain(console: Console, values: Mapping[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in values.items():
+        if isinstance(value, dict):
+            shown = "  ".join(f"{name} {_cell(item, name)}" for name, item in value.items())
+        else:
+            shown = _cell(value, key)
+        table.add_row(f"[bold]{escape(key)}[/bold]", escape(shown or "-"))
+    if values:
+        console.print(table)
+
+
+def _print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row if any(one.get(name) for one in rows)))
+    table = table_of(*columns)
+    for column, name in zip(table.columns, columns, strict=True):
+        if all(isinstance(row.get(name, 0), int | float) for row in rows):
+            column.justify, column.no_wrap = "right", True
+    cells = [[_cell(row.get(name, ""), name) for name in columns] for row in rows]
+    if not _fits(console.width, [columns, *cells]):
+        for place, row in enumerate(rows):
+            console.print("\n" * bool(place), end="")
+            _print_plain(console, {name: row[name] for name in columns if name in row})
+        return
+    for line in cells:
+        table.add_row(*map(escape, line))
+    console.print(table)
+
+
+def _fits(width: int, lines: Sequence[Sequence[str]]) -> bool:
+    """Whether rows can stand side by side: with little folding, or with folding in the last column alone."""
+    widths = [max(len(line[place]) for line in lines) + 3 for place in range(len(lines[0]))]
+    return sum(widths) <= FOLDED * width or sum(widths[:-1]) <= LEFT * width
+
+
+def _cell(value: Any, key: str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_cell(item, key) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_cell(item, name)}" for name, item in value.items())
+    if isinstance(value, int) and key in _BYTES:
+        return human_bytes(value)
+    if isinstance(value, int) and key == "uptime":
+        return human_time(value)
+    return f"{value} %" if key == "percent" else str(value)
+
+
+_BYTES = {"total", "free", "available", "rss", "size", "swap_total", "swap_used", "bytes_sent", "bytes_received"}
+
+
+def human_bytes(count: int) -> str:
+    """1536 as `1.5 KiB`; small numbers stay as they are."""
+    if count < 1024:
+        return str(count)
+    power = min((count.bit_length() - 1) // 10, 5)
+    return f"{count / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
+
+
+def human_time(seconds: int) -> str:
+    """93780 as `1 d 2 h`: the two largest units that count."""
+    parts = [(seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")]
+    first = next((place for place, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count or first == len(parts) - 1)
+
+
+def print_explanation(console: Console, reply: Reply) -> None:
+    """Every rule's verdict, and what would allow the call."""
+    data = reply.results[0].data if reply.results and reply.results[0].data else None
+    if data is None:
+        print_reply(console, reply)
+        return
+    for result in data["results"]:
+        console.print(
+            f"[bold]{escape(data['tool'])}[/bold] on [bold]{escape(result['target'])}[/bold]: {result['answer']}"
+        )
+        table = table_of("rule", "verdict", "why")
+        for verdict in result["verdicts"]:
+            style = {"allow": "green", "ask": "yellow"}.get(verdict["answer"], "red")
+            table.add_row(verdict["rule"], f"[{style}]{verdict['answer']}[/]", escape(verdict["reason"]))
+        console.print(table)
+        for grant in result.get("grant", ()):
+            console.print(f"It would need {escape(grant)}.")

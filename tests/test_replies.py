@@ -1,0 +1,92 @@
+"""What a person sees of an answer: short, aligned, within the terminal's width."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from systemmanager import replies
+from systemmanager.operation import CATALOGUE
+from systemmanager.shaping import Reply, TargetReply
+from systemmanager.terminal import PIPE_WIDTH, console, print_tool, print_tools
+
+
+def shown(*data: dict[str, Any], width: int = 80) -> list[str]:
+    screen = Console(file=io.StringIO(), width=width, highlight=False)
+    answers = [TargetReply(f"web-0{place}", data=one) for place, one in enumerate(data, 1)]
+    replies.print_reply(screen, Reply("c1", "get_system_status", answers))
+    return [line.rstrip() for line in screen.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+DISKS = [{"mount": "/", "total": 2048, "percent": 22.9}, {"mount": "/srv", "total": 3 * 2**30, "percent": 5.0}]
+
+
+def test_values_have_their_units_and_an_object_stands_on_one_line() -> None:
+    assert shown(
+        {"hostname": "web", "uptime": 93780, "cpu": {"percent": 92.9, "load": [1.5, 2.0]}, "disks": DISKS}
+    ) == [
+        "hostname  web",
+        "uptime    1 d 2 h",
+        "cpu       percent 92.9 %  load 1.5, 2.0",
+        "",
+        "disks",
+        "mount     total   percent",
+        "─────────────────────────",
+        "/       2.0 KiB    22.9 %",
+        "/srv    3.0 GiB     5.0 %",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (86400, "1 d")]
+)
+def test_a_time_is_told_in_its_two_largest_units(seconds: int, words: str) -> None:
+    assert replies.human_time(seconds) == words
+
+
+def test_a_cut_list_says_how_to_go_on() -> None:
+    lines = shown({"total": 103, "truncated": True, "next": "2", "disks": DISKS})
+    assert lines[0] == "disks (2 of 103; cursor=2 goes on)"
+
+
+def test_rows_that_are_too_wide_are_shown_one_after_the_other() -> None:
+    wide = [{"hash": "a" * 64, "time": "b" * 30, "subject": "bot"}, {"hash": "c" * 64, "time": "d" * 30}]
+    assert shown({"records": wide}) == [
+        "records",
+        f"hash     {'a' * 64}",
+        f"time     {'b' * 30}",
+        "subject  bot",
+        "",
+        f"hash  {'c' * 64}",
+        f"time  {'d' * 30}",
+    ]
+    assert len(shown({"records": wide}, width=130)) == 5
+
+
+def test_targets_are_told_apart() -> None:
+    assert shown({"a": 1}, {"a": 2}) == ["web-01", "a  1", "", "web-02", "a  2"]
+
+
+def test_a_pipe_gets_long_lines_without_blanks_at_their_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    screen = console()
+    assert screen.width == PIPE_WIDTH
+    replies.print_reply(screen, Reply("c1", "x", [TargetReply("a", data={"disks": [*DISKS, {"mount": "y" * 150}]})]))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines) and any("y" * 150 in line for line in lines)
+
+
+def test_each_tool_has_a_line_and_a_page_within_the_terminals_width() -> None:
+    screen = Console(file=io.StringIO(), width=80, highlight=False)
+    print_tools(screen, list(CATALOGUE.values()))
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in lines] == list(CATALOGUE)
+    assert max(map(len, lines)) <= 80
+    page = Console(file=io.StringIO(), width=80, highlight=False)
+    print_tool(page, CATALOGUE["manage_container"])
+    said = page.file.getvalue()  # type: ignore[attr-defined]
+    assert "start|stop|restart|logs" in said and "action=logs: " in said and "container:read" in said
+    assert all(name in said for name in ("name_or_id", "lines", "targets", "dry_run"))
