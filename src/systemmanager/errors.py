@@ -6,6 +6,7 @@
     │   ├── UnknownTool        unknown_tool
     │   ├── InvalidArguments   invalid_arguments
     │   ├── UnknownTarget      unknown_target
+    │   ├── TooManyCalls       busy                 of this principal at a time
     │   └── AuditUnavailable   audit_unavailable    no audit, no effect
     └── TargetError                                 one target of the call could not
         ├── Denied             denied, rate_limited, busy ... (the code of the rule that said no)
@@ -109,6 +110,14 @@ class InvalidArguments(CallError):
 
 class UnknownTarget(CallError):
     code = "unknown_target"
+
+
+class TooManyCalls(CallError):
+    """Of one principal; the refusal is the same as that of a target's full queue."""
+
+    code = "busy"
+    hint_default = "Wait until some of them have ended; one call may be for many targets."
+    retryable_default = True
 
 
 class AuditUnavailable(CallError):

@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from systemmanager.errors import (
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer
 from systemmanager.journal import Call, Entry, Journal
-from systemmanager.load import Readers, Recent
+from systemmanager.load import MOST_CALLS, InFlight, Readers, Recent
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.policy.gate import decide
 from systemmanager.policyfile import BUILTIN, Policy
@@ -71,6 +72,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self._recent, self._readers = Recent(self._now), Readers(self._now)
+        self._in_flight = InFlight(MOST_CALLS)
         self.journal.degraded = self.degraded
         self.runner = Runner(
             self.open,
@@ -173,8 +175,9 @@ class Gateway:
         results: Callable[[Call, list[Request], list[Decision]], Awaitable[list[TargetReply]]],
     ) -> Reply:
         """First everything is decided, then it is written down, then it is done."""
-        with structlog.contextvars.bound_contextvars(call_id=entry.call_id):
+        with structlog.contextvars.bound_contextvars(call_id=entry.call_id), ExitStack() as place:
             try:
+                place.enter_context(self._in_flight.one_more(entry.principal.subject))
                 call, requests, decisions = await decided()
             except CallError as error:
                 return await self._refused(entry, error)

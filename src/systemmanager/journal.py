@@ -18,7 +18,7 @@ from systemmanager.audit.chain import Limits
 from systemmanager.audit.log import AuditLog, NotDurable
 from systemmanager.audit.record import Phase, Record, timestamp
 from systemmanager.audit.signing import Signer, fault, new_key
-from systemmanager.errors import AuditUnavailable
+from systemmanager.errors import AuditUnavailable, TooManyCalls
 from systemmanager.operation import Operation, Risk
 from systemmanager.policyfile import Policy
 from systemmanager.redaction import Redactor
@@ -155,7 +155,9 @@ class Journal:
         await self._try(record, durable=request.access.mutates, owed=intended)
 
     async def refused(self, entry: Entry, code: str, reason: str) -> None:
-        """A call that is at fault as a whole. Never raises: nothing ran."""
+        """A call that is at fault as a whole. Never raises: nothing ran. A flood becomes a few numbers."""
+        if code == TooManyCalls.code and not self._rates.tell(entry.principal.subject):
+            return
         record = Record(
             "refused",
             entry.call_id,

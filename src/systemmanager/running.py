@@ -16,7 +16,7 @@ from systemmanager.fencing import fence, fence_error, new_nonce, present
 from systemmanager.fleet import gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Journal, being_cancelled
-from systemmanager.load import AllSlots, Readers, Shares, Slots
+from systemmanager.load import AllSlots, Readers, Shares, Slots, room_aside
 from systemmanager.refusal import preview, refusal
 from systemmanager.request import Decision, Permit, Principal, Request
 from systemmanager.shaping import TargetReply
@@ -43,7 +43,7 @@ class Runner:
     ) -> None:
         self._open, self._journal, self._freezer, self._readers = open, journal, freezer, readers
         self._fleet, self._clock = fleet, clock
-        self.slots, self.shares = AllSlots(), Shares(GLOBAL_SLOTS)
+        self.slots, self.shares = AllSlots(), Shares(GLOBAL_SLOTS, room_aside())
         self.last_status: dict[str, dict[str, Any]] = {}
 
     def keep(self, targets: Iterable[str]) -> None:

@@ -43,12 +43,16 @@ SILENCE = 60.0
 REDIRECTS = 5
 _HUNG_UP = re.compile("disconnected|closed connection")
 
-_LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=15)
+# As many connections as there are calls: hung targets must not keep the others from getting one.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=15)
 _TIMEOUT = httpx.Timeout(SILENCE, connect=CONNECT)
 
 
-Trust = tuple[bool, str | None, tuple[str, ...] | None]
-"""How certificates are judged and which hosts are open: calls that differ in it share no connection."""
+Trust = tuple[bool, str | None, tuple[str, ...] | None, int]
+"""How certificates are judged and which hosts are open: calls that differ in it share no connection. And a number of
+the server: a pool goes through all of its connections on each request, so that one for a thousand would be slow."""
+
+POOLS = 32
 
 
 @dataclass
@@ -66,20 +70,24 @@ class _Kept:
 
 
 class HttpExecutor:
-    """Keeps one client per way of judging certificates; credentials go with each request and are never kept."""
+    """Keeps a few clients per way of judging certificates; credentials go with each request and are never kept."""
 
     def __init__(self, _: Surroundings, resolve: Resolve = resolved) -> None:
         self._resolve = resolve
         self._kept: dict[Trust, _Kept] = {}
+        self._making = asyncio.Lock()
 
     async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> "HttpApi":
         if port not in ("Http", "Probe") or not isinstance(permit.target, HttpTarget):
             raise unsupported(permit, port)
         connection = permit.target.connection
-        trust = (connection.tls_verify, connection.cert_path, permit.target.constraints.hosts)
+        pool = hash(connection.base_url) % POOLS
+        trust = (connection.tls_verify, connection.cert_path, permit.target.constraints.hosts, pool)
         if trust not in self._kept:
-            context = await asyncio.to_thread(_context, connection.tls_verify, connection.cert_path)
-            self._kept.setdefault(trust, _Kept(_client(context)))
+            async with self._making:  # a call on a thousand targets reads the certificates once
+                if trust not in self._kept:
+                    context = await asyncio.to_thread(_context, connection.tls_verify, connection.cert_path)
+                    self._kept[trust] = _Kept(_client(context))
         kept = self._kept[trust]
         kept.calls += 1
         stack.push_async_callback(kept.release)
