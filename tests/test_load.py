@@ -114,6 +114,23 @@ def test_calls_that_hang_do_not_keep_the_slots(monkeypatch: pytest.MonkeyPatch) 
     run(work())
 
 
+def test_who_has_only_just_begun_does_not_go_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "PATIENCE", 0.2)
+
+    async def work() -> None:
+        hung = Hung(Shares(2, aside=8))
+        hung.begin("old", 1)
+        await asyncio.sleep(0.1)
+        hung.begin("new", 1)
+        await hung.until(old=1, new=1)
+        hung.begin("waits", 2)
+        await hung.until(old=1, new=1, waits=1)
+        await hung.until(old=1, new=1, waits=2)
+        await hung.end()
+
+    run(work())
+
+
 def test_no_more_go_aside_than_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "PATIENCE", 0.005)
 
