@@ -64,8 +64,9 @@ class Served:
 async def served(gateway: Gateway, authentication: Authentication | None = None, **more: Any) -> AsyncIterator[Served]:
     """Serve a gateway over HTTP in this event loop; without `authentication` to tokens of `KEYS`. `more` settings."""
     settings = Settings.model_validate({"MCP_PORT": 0, "SYSTEMMANAGER_SHARED_SECRET": SECRET, **more})
-    server = build(gateway, caller_of(gateway))
-    async with listening(http_app(server, gateway, settings, authentication or by_token(gateway)), settings) as port:
+    modes = authentication or by_token(gateway)
+    server = build(gateway, caller_of(gateway, modes))
+    async with listening(http_app(server, gateway, settings, modes), settings) as port:
         yield Served(f"http://127.0.0.1:{port}/mcp", server=server)
 
 

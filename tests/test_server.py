@@ -18,6 +18,7 @@ from systemmanager.operation import CATALOGUE
 from systemmanager.request import Principal
 from systemmanager.server.app import build
 from systemmanager.server.prompts import QUESTIONS
+from systemmanager.server.tools import Caller
 from tests.serving import ERAS, Era
 from tests.specimen import specimen, stand_in
 from tests.support import OPERATOR, fake_gateway, principal, real_gateway, records, run, target
@@ -27,7 +28,7 @@ both_eras = pytest.mark.parametrize("era", ERAS)
 
 
 def client(gateway: Gateway, era: Era, caller: Principal = OPERATOR, **fields: Any) -> Client[Any]:
-    return Client(build(gateway, lambda: caller), mode=era, **fields)
+    return Client(build(gateway, Caller(lambda: caller, None)), mode=era, **fields)
 
 
 def unreachable(permit: Any, port: str) -> Any:

@@ -240,10 +240,11 @@ class Heard(MessageHandler):
 
 def test_a_session_hears_that_the_registry_has_changed(tmp_path: Path) -> None:
     async def work(gateway: Gateway) -> None:
-        server = build(gateway, caller_of(gateway))
+        modes = by_token(gateway)
+        server = build(gateway, caller_of(gateway, modes))
         changes, settings = Changes(server), Settings.model_validate({"MCP_PORT": 0})
         heard = Heard()
-        async with listening(http_app(server, gateway, settings, by_token(gateway)), settings) as port:
+        async with listening(http_app(server, gateway, settings, modes), settings) as port:
             there = Served(f"http://127.0.0.1:{port}/mcp")
             async with there.client("legacy", message_handler=heard) as client:
                 assert len(await client.list_tools()) > 1
@@ -257,9 +258,10 @@ def test_a_session_hears_that_the_registry_has_changed(tmp_path: Path) -> None:
 
 def test_a_listener_of_the_new_era_hears_what_it_asked_for(tmp_path: Path) -> None:
     async def work(gateway: Gateway) -> list[str]:
-        server = build(gateway, caller_of(gateway))
+        modes = by_token(gateway)
+        server = build(gateway, caller_of(gateway, modes))
         changes, settings, stop = Changes(server), Settings.model_validate({"MCP_PORT": 0}), asyncio.Event()
-        async with listening(http_app(server, gateway, settings, by_token(gateway), stop), settings) as port:
+        async with listening(http_app(server, gateway, settings, modes, stop), settings) as port:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
                 async with client.stream("POST", "/mcp", json=LISTEN, headers=ACCEPT | BEARER | MODERN) as stream:
                     methods = []

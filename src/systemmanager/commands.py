@@ -41,7 +41,7 @@ async def _serve(given: Settings, announce: bool) -> None:
         running = await stack.enter_async_context(app.running(given))
         modes = app.authentication(given, running.state, running.gateway.degraded)
         authentication = await stack.enter_async_context(modes)
-        server = running.server(app.caller_of(running.gateway))
+        server = running.server(app.caller_of(running.gateway, authentication))
         running.reload_on_hangup()
 
         def ready(port: int) -> None:
@@ -76,9 +76,10 @@ def stdio(given: Settings) -> None:
 async def _stdio(given: Settings) -> None:
     from systemmanager.server import app
     from systemmanager.server import stdio as server_stdio
+    from systemmanager.server.tools import Caller
 
     async with app.running(given) as running:
-        server = running.server(app.operator)
+        server = running.server(Caller(app.operator, None))
         running.reload_on_hangup()
         async with running.open(serves="stdio"):
             await server_stdio.serve(server)

@@ -7,6 +7,7 @@
     │   ├── InvalidArguments   invalid_arguments
     │   ├── UnknownTarget      unknown_target
     │   ├── TooManyCalls       busy                 of this principal at a time
+    │   ├── Unauthenticated    unauthenticated      the credential ended, or nobody could say, while the call waited
     │   └── AuditUnavailable   audit_unavailable    no audit, no effect
     └── TargetError                                 one target of the call could not
         ├── Denied             denied, rate_limited, busy ... (the code of the rule that said no)
@@ -118,6 +119,11 @@ class TooManyCalls(CallError):
     code = "busy"
     hint_default = "Wait until some of them have ended; one call may be for many targets."
     retryable_default = True
+
+
+class Unauthenticated(CallError):
+    code = "unauthenticated"
+    hint_default = "Call again with a credential that counts; an approval that was given is not used up."
 
 
 class AuditUnavailable(CallError):

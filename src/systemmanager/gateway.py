@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -41,6 +41,7 @@ from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import Target
 from systemmanager.telling import Progress, Told
 
+Still = Callable[[], Awaitable[Principal]]
 _Decided = tuple[Call, list[Request], list[Decision]]
 
 T = TypeVar("T")
@@ -106,12 +107,14 @@ class Gateway:
         progress: Progress | None = None,
         approve: Approve | None = None,
         elicit: Elicit | None = None,
+        still: Still | None = None,
     ) -> Reply:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
         `progress` is told after each target of many, and while the call waits for a person. `approve` is asked for the
         requests that need a person's yes and answers who said it, "" for a no, or None when nobody is there; `elicit`
-        asks whoever sits at the client, where policy.yaml allows that.
+        asks whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
+        rights of that moment, once a person has answered; it raises `Unauthenticated` for a credential that has ended.
         """
         started = time.perf_counter()
         entry = self._entry(principal, tool, arguments)
@@ -120,13 +123,15 @@ class Gateway:
 
         async def once(raw: Mapping[str, Any], *asking: Any) -> _Decided:
             call = self._begin(entry, tool, raw, started)
-            targets = self.chosen(principal, call.operation, call.shared.targets, call.registry)
+            targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
             return call, *await self._decisions(call, targets, *asking)
 
         async def decided() -> _Decided:
-            """When a person has answered, all is decided anew: rights, targets and policy may have changed."""
+            """When a person has answered, all is decided anew: who calls, rights, targets, policy may have changed."""
+            nonlocal entry
             call, requests, decisions = await once(arguments, approve, elicit)
             if self.desk is not None and (more := await self.desk.awaited(call, decisions, told.say)):
+                entry = entry if still is None else replace(entry, principal=await still())
                 self._recent.take_back(principal.subject, requests[0].access.risk)
                 return await once({**arguments, **more})
             return call, requests, decisions

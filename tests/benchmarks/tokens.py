@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from systemmanager.server.app import build
+from systemmanager.server.tools import Caller
 from tests.support import OPERATOR, real_gateway, target
 
 BUDGET = 12_000
@@ -40,7 +41,7 @@ async def schemas() -> dict[str, int]:
     """Tokens of what `tools/list` says of each tool."""
     with tempfile.TemporaryDirectory() as folder:
         async with real_gateway(Path(folder), target("local")) as gateway:
-            tools = await build(gateway, lambda: OPERATOR).list_tools()
+            tools = await build(gateway, Caller(lambda: OPERATOR, None)).list_tools()
     return {tool.name: estimate(tool.to_mcp_tool().model_dump_json(by_alias=True, exclude_none=True)) for tool in tools}
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import httpx
 import structlog
 from fastmcp import FastMCP
-from fastmcp.server.dependencies import get_access_token
+from fastmcp.server.dependencies import get_access_token, get_http_request
 from pydantic import SecretStr
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
@@ -22,7 +22,7 @@ from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
 from systemmanager.approvals.webhook import Webhook
-from systemmanager.errors import ConfigError, Problem
+from systemmanager.errors import ConfigError, Problem, Unauthenticated
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.own_files import OwnFiles
 from systemmanager.freezing import Freezer
@@ -33,8 +33,8 @@ from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
 from systemmanager.server import systemd
 from systemmanager.server.auth import issuer, tailnet
-from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens
-from systemmanager.server.auth.identity import principal_of
+from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens, peer
+from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
 from systemmanager.server.auth.ledger import Ledger
 from systemmanager.server.auth.oidc import Oidc
 from systemmanager.server.auth.resource import Resource
@@ -67,16 +67,30 @@ def operator() -> Principal:
     return Principal(f"local:{os.getuid()}", "operator", (Grant(frozenset(SCOPES)),), "process")
 
 
-def caller_of(gateway: Gateway) -> Caller:
+def caller_of(gateway: Gateway, authentication: Authentication) -> Caller:
     """Names the principal of the HTTP request being served, with the rights of this moment."""
 
-    def caller() -> Principal:
+    def now() -> Principal:
         access = get_access_token()
         if not isinstance(access, GatewayAccess):
             raise PermissionError("no verified credential")
         return principal_of(access.identity, gateway.policy)
 
-    return caller
+    async def still() -> Principal:
+        """Nobody who can't be verified now has anything done, not even for an outage: a yes may have come much later
+        than the request."""
+        scope = get_http_request().scope
+        try:
+            identity = await authentication.again(scope)
+        except Refused as refused:
+            gateway.journal.refused_credential(peer(scope), f"after a wait: {refused}")
+            raise Unauthenticated(
+                "the credential of this call could not be verified again after it had waited for an approval",
+                retryable=isinstance(refused, Unavailable),
+            ) from refused
+        return principal_of(identity, gateway.policy)
+
+    return Caller(now, still)
 
 
 @dataclass(slots=True)

@@ -29,7 +29,8 @@ def add_resources(server: FastMCP, gateway: Gateway, caller: Caller) -> None:
         TARGETS, name="targets", mime_type=_JSON, description="The targets that you may use, with kind and tags."
     )
     async def targets() -> ResourceResult:
-        return _content(await gateway.call(caller(), "list_targets", {"limit": MOST_TARGETS}), TARGETS)
+        reply = await gateway.call(caller(), "list_targets", {"limit": MOST_TARGETS}, still=caller.still)
+        return _content(reply, TARGETS)
 
     @server.resource(
         STATUS,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -12,13 +13,23 @@ from mcp_types import Tool as MCPTool
 from pydantic import PrivateAttr
 
 from systemmanager.arguments import call_model
-from systemmanager.gateway import Gateway
+from systemmanager.gateway import Gateway, Still
 from systemmanager.operation import Operation
 from systemmanager.request import Principal
 from systemmanager.server.elicitation import AtClient
 from systemmanager.server.schemas import input_schema, output_schema
 
-Caller = Callable[[], Principal]
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Names who makes the call being served. `still` asks their credential once more, after the call has waited; None
+    where there is none that could end."""
+
+    now: Callable[[], Principal]
+    still: Still | None
+
+    def __call__(self) -> Principal:
+        return self.now()
 
 
 class OperationTool(Tool):
@@ -57,7 +68,14 @@ class OperationTool(Tool):
 
     async def run(self, arguments: dict[str, Any]) -> ToolResult:
         person = AtClient(get_context())
-        reply = await self._gateway.call(self._caller(), self._asked, arguments, progress=_report, elicit=person.ask)
+        reply = await self._gateway.call(
+            self._caller(),
+            self._asked,
+            arguments,
+            progress=_report,
+            elicit=person.ask,
+            still=self._caller.still,
+        )
         if (question := person.answer()) is not None:
             return question
         wanted = "toon" if arguments.get("format") == "toon" else "json"

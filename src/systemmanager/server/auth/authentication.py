@@ -109,12 +109,21 @@ class Authentication:
         access = user.access_token
         assert isinstance(access, GatewayAccess)
         try:
-            return (await self.user(scope)).access_token.subject == access.subject
+            await self.again(scope)
+            return True
         except (Throttled, Unavailable):
             ends = access.identity.expires_at
             return ends is None or self.clock() < ends
         except Refused:
             return False
+
+    async def again(self, scope: Scope) -> Identity:
+        """Who makes a request that was let in a while ago. Raises `Refused`, also for another caller than then."""
+        then, now = (user.access_token for user in (scope["user"], await self.user(scope)))
+        assert isinstance(then, GatewayAccess) and isinstance(now, GatewayAccess)
+        if (now.identity.subject, now.identity.kind) != (then.identity.subject, then.identity.kind):
+            raise Refused(f"the credential of {then.identity.subject!r} is {now.identity.subject!r}'s by now")
+        return now.identity
 
     async def _of_the_tailnet(self, scope: Scope) -> AuthenticatedUser:
         if self.tailnet is None:
