@@ -10,12 +10,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "systemmanager"
 TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-VOCABULARY = {"addresses", "errors", "fencing", "params", "ports", "operation", "target", "request", "scopes"}
+VOCABULARY = {"addresses", "errors", "fencing", "params", "ports", "operation", "target", "request", "scopes", "stacks"}
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": VOCABULARY,
     "operations": (VOCABULARY - {"target", "request"}) | {"operations", "paging"},
     "policy": VOCABULARY | {"policy"},
-    "executors": VOCABULARY | {"executors"},
+    # executors: what a stack was deployed with is kept (statefile), and what Compose says is cleaned of it (redaction)
+    "executors": VOCABULARY | {"executors", "redaction", "statefile"},
     "audit": VOCABULARY | {"audit"},
 }
 HOMES = {

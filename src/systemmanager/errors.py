@@ -141,8 +141,16 @@ class TargetError(GatewayError):
 class Denied(TargetError):
     code = "denied"
 
-    def __init__(self, message: str, *, code: str = "denied", hint: str | None = None, retryable: bool = False) -> None:
-        super().__init__(message, hint=hint, retryable=retryable)
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "denied",
+        hint: str | None = None,
+        retryable: bool = False,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable, details=details)
         self.code = code  # type: ignore[misc]  # the rule that said no names its own code
 
 

@@ -283,6 +283,7 @@ class Gateway:
                 own=own,
                 tainted=tainted,
                 taint_lasts=60.0 * policy.taint_minutes,
+                stacks=policy.stacks,
             )
             found.append(request)
         return found

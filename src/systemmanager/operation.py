@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from systemmanager import ports
 from systemmanager.fencing import Places, places
 from systemmanager.scopes import canonical
+from systemmanager.stacks import Stacks
 
 
 class Risk(StrEnum):
@@ -92,7 +93,8 @@ CATALOGUE: dict[str, Operation] = {}
 _PORTS = {
     port.__name__: port
     for port in (
-        ports.Shell, ports.Files, ports.Facts, ports.Network, ports.Docker, ports.Http, ports.Probe, ports.Fleet,
+        ports.Shell, ports.Files, ports.Facts, ports.Network, ports.Docker, Stacks, ports.Http, ports.Probe,
+        ports.Fleet,
     )
 }  # fmt: skip
 

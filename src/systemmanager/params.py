@@ -48,6 +48,22 @@ def _absolute_path(value: str) -> str:
     return value if value == "/" else "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
 
 
+def _branch(value: str) -> str:
+    """A branch as git-check-ref-format(1) takes it, and more narrowly."""
+    parts = value.split("/")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+/@#-]*", value) or ".." in value or "@{" in value:
+        raise ValueError("is no branch")
+    if any(not part or part.startswith((".", "-")) or part.endswith((".lock", ".")) for part in parts):
+        raise ValueError("is no branch")
+    return value
+
+
+def _inside_checkout(value: str) -> str:
+    if any(part in ("", ".", "..") or part.startswith("-") for part in value.split("/")):
+        raise ValueError("must be a plain path inside the repository")
+    return value
+
+
 NotBoolean = BeforeValidator(_refuse_boolean)  # goes last: pydantic puts bounds that follow it wrongly in schemas
 Plain = AfterValidator(_plain)
 NoOption = AfterValidator(_no_option)
@@ -91,6 +107,31 @@ AbsolutePath = Annotated[
     Plain,
     AfterValidator(_absolute_path),
     Field(description="Absolute path on the target."),
+]
+StackName = Annotated[
+    str,
+    # No `_`: Compose puts one between a stack's name and those of its volumes.
+    StringConstraints(min_length=1, max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"),
+    Field(description="Stack name."),
+]
+RepoUrl = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9][A-Za-z0-9+._~:/@\[\]-]*$"),
+    Field(description="https or ssh address of a git repository."),
+]
+Branch = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_branch)]
+ComposeFile = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_./+-]*$"),
+    AfterValidator(_inside_checkout),
+    Field(description="Path in the repository."),
+]
+EnvVars = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")],
+        Annotated[str, StringConstraints(max_length=32_768)],
+    ],
+    Field(max_length=100, description="Values for ${...}."),
 ]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
 LineCount = Annotated[int, Field(ge=1, le=10_000), NotBoolean]

@@ -11,13 +11,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from systemmanager import yamlfile
 from systemmanager.errors import ConfigError, Problem, UnknownTarget
 from systemmanager.operation import Risk
-from systemmanager.params import NotBoolean
+from systemmanager.params import AbsolutePath, NotBoolean, StackName
+from systemmanager.policy.compose.repository import plain
 from systemmanager.policy.demands import NO_DEMANDS, Approvals, Channel, Demand
 from systemmanager.policy.grants import GrantRule, granted_to
 from systemmanager.request import Grant
 from systemmanager.scopes import expand
 from systemmanager.selectors import matches, selector
-from systemmanager.target import Target
+from systemmanager.stacks import NO_STACKS, Exemption, StackRules
+from systemmanager.target import HostPattern, Target
 
 
 def _readable(expression: str) -> str:
@@ -31,6 +33,13 @@ def _readable(expression: str) -> str:
 def _scopes(names: tuple[str, ...]) -> tuple[str, ...]:
     expand(names)
     return names
+
+
+def _one_spelling(url: str) -> str:
+    found = plain(url)
+    if found is None:
+        raise ValueError("is no https or ssh address of a repository")
+    return found.url
 
 
 # ASCII without blanks and stars: a name that looks like another one must not read like a grant for it.
@@ -106,12 +115,41 @@ class ApprovalsEntry(_Model):
         )
 
 
+class ExceptionEntry(_Model):
+    """What one stack from one repository may have although no stack may."""
+
+    stack: StackName
+    repo: Annotated[str, AfterValidator(_one_spelling)]
+    allow: Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[!-~]{1,300}$")], ...], Field(min_length=1)] = (
+        Field(description="Names from the refusal: host_pid, bind:/proc ...")
+    )
+    services: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Only these services of it."
+    )
+
+    def exemption(self) -> Exemption:
+        services = None if self.services is None else frozenset(self.services)
+        return Exemption(self.stack, self.repo, frozenset(self.allow), services)
+
+
+class StacksEntry(_Model):
+    """Where Compose stacks come from, and what they may have."""
+
+    hosts: tuple[HostPattern, ...] = Field(default=(), description="Git servers: names, globs, addresses, CIDR.")
+    roots: tuple[AbsolutePath, ...] = Field(default=(), description="Folders of a target that stacks may mount.")
+    exceptions: tuple[ExceptionEntry, ...] = ()
+
+    def rules(self) -> StackRules:
+        return StackRules(self.hosts, self.roots, tuple(one.exemption() for one in self.exceptions))
+
+
 class PolicyDocument(_Model):
     """A whole `policy.yaml`."""
 
     version: Literal["1.0"]
     grants: tuple[GrantEntry, ...] = ()
     approvals: ApprovalsEntry = ApprovalsEntry()
+    stacks: StacksEntry = StacksEntry()
     taint_minutes: Annotated[int, NotBoolean, Field(ge=0, le=1440)] = Field(
         default=10, description="So long after reading text from targets changes need an approval; 0: never."
     )
@@ -126,6 +164,7 @@ class Policy:
     source: str = "built-in"
     approvals: Approvals = NO_DEMANDS
     taint_minutes: int = 10
+    stacks: StackRules = NO_STACKS
 
     def grants_for(self, subject: str, groups: Collection[str] = (), tags: Collection[str] = ()) -> tuple[Grant, ...]:
         """What one caller holds by it."""
@@ -163,4 +202,5 @@ def load(path: Path) -> Policy:
         source=where,
         approvals=document.approvals.approvals(),
         taint_minutes=document.taint_minutes,
+        stacks=document.stacks.rules(),
     )

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from systemmanager.operation import Access, Operation, Risk
+from systemmanager.stacks import NO_STACKS, StackJudge, StackRules
 from systemmanager.target import Target
 
 PrincipalKind = Literal["operator", "token", "person", "node"]
@@ -75,7 +76,7 @@ class Request:
     `weakened` are the parts of the gateway's own sandbox that are required and missing.
     `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
     `tainted`: so many seconds ago the principal has read text that others wrote; `taint_lasts`: so long that counts.
-    `own`: the gateway itself is asked, and no target.
+    `own`: the gateway itself is asked, and no target. `stacks` is what policy.yaml says of Compose stacks.
     """
 
     call_id: str
@@ -98,6 +99,7 @@ class Request:
     taint_lasts: float = 0.0
     dry_run: bool = False
     own: bool = False
+    stacks: StackRules = NO_STACKS
 
     @property
     def approved(self) -> bool:
@@ -132,7 +134,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The gate's word that one Request may run. Executors open for nothing else; only `policy/gate.py` makes one."""
+    """The gate's word that one Request may run. Executors open for nothing else; only `policy/gate.py` makes one.
+
+    `judge` goes with it where what is to run is only known on the way: a stack's configuration.
+    """
 
     call_id: str
     target: Target
@@ -140,6 +145,7 @@ class Permit:
     access: Access
     timeout: float
     neighbours: frozenset[str] = frozenset()
+    judge: StackJudge | None = None
 
 
 @dataclass(frozen=True, slots=True)

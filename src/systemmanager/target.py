@@ -270,9 +270,9 @@ def host_of(target: _Target) -> str | None:
 
 
 EXECUTOR_PORTS: dict[str, frozenset[str]] = {
-    "local": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Probe"}),
-    "ssh": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Probe"}),
-    "docker": frozenset({"Docker", "Probe"}),
+    "local": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Stacks", "Probe"}),
+    "ssh": frozenset({"Shell", "Files", "Facts", "Network", "Docker", "Stacks", "Probe"}),
+    "docker": frozenset({"Docker", "Stacks", "Probe"}),
     "http": frozenset({"Http", "Probe"}),
 }
 """Which ports each kind of target has; the table of DESIGN section 4."""

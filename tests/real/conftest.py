@@ -1,8 +1,21 @@
 """Fixtures of real parts, for every test below."""
 
 from tests.real.engine import containers, engine, image
+from tests.real.gitserver import repositories
 from tests.real.machine import machine
 from tests.real.openssh import ssh_server, ssh_servers
 from tests.real.registry import registry
+from tests.real.stacks import compose_installed, stacks
 
-__all__ = ["containers", "engine", "image", "machine", "registry", "ssh_server", "ssh_servers"]
+__all__ = [
+    "compose_installed",
+    "containers",
+    "engine",
+    "image",
+    "machine",
+    "registry",
+    "repositories",
+    "ssh_server",
+    "ssh_servers",
+    "stacks",
+]

@@ -22,13 +22,16 @@ from systemmanager.target import Target
 class Surroundings:
     """What executors need of the gateway's own machine.
 
-    `runtime` is a private folder for sockets; `known_hosts` are the files that are read when a target names none;
+    `runtime` is a private folder for sockets, `state` one that stays (without it there are no stacks); `credentials`
+    are folders of secret files; `known_hosts` are the files that are read when a target names none;
     `own_files` are the gateway's, which no file tool may read.
     """
 
     runtime: Path
     known_hosts: tuple[Path, ...] = ()
     own_files: OwnFiles = field(default_factory=OwnFiles)
+    state: Path | None = None
+    credentials: tuple[Path, ...] = ()
 
 
 class Executor(Protocol):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,10 +167,18 @@ def _tls(target: DockerTarget) -> Tls | None:
 
 
 class DockerExecutor:
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+
     async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> Any:
         target = permit.target
-        if port not in ("Docker", "Probe") or not isinstance(target, DockerTarget):
+        if port not in ("Docker", "Stacks", "Probe") or not isinstance(target, DockerTarget):
             raise unsupported(permit, port)
+        if port == "Stacks":
+            stacks = import_module("systemmanager.executors.stacks")
+            return await stacks.stacks_at(
+                _place(target.connection), permit, stack, self._surroundings, tls=_tls(target)
+            )
         docker = await engine_at(_place(target.connection), permit, stack, tls=_tls(target))
         return docker if port == "Docker" else EngineProbe(docker)
 
@@ -181,4 +190,4 @@ class DockerExecutor:
 
 
 def create(surroundings: Surroundings) -> DockerExecutor:
-    return DockerExecutor()
+    return DockerExecutor(surroundings)

@@ -39,8 +39,7 @@ class SshProbe:
 
 class SshExecutor:
     def __init__(self, surroundings: Surroundings) -> None:
-        self._runtime = surroundings.runtime
-        self._own_files = surroundings.own_files
+        self._surroundings = surroundings
         self._connections = Connections(surroundings.known_hosts)
 
     async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> Any:
@@ -52,12 +51,16 @@ class SshExecutor:
             case "Facts":
                 return SshFacts(permit, kept)
             case "Files":
-                return SshFiles(permit, kept, self._own_files)
+                return SshFiles(permit, kept, self._surroundings.own_files)
             case "Network":
                 return SshNetwork(permit, kept)
             case "Docker":
-                path = await _forwarded(kept, permit, self._runtime)
+                path = await _forwarded(kept, permit, self._surroundings.runtime)
                 return await import_module("systemmanager.executors.docker").engine_at(f"unix://{path}", permit, stack)
+            case "Stacks":
+                path = await _forwarded(kept, permit, self._surroundings.runtime)
+                stacks = import_module("systemmanager.executors.stacks")
+                return await stacks.stacks_at(f"unix://{path}", permit, stack, self._surroundings)
             case "Probe":
                 return SshProbe(kept)
             case _:

@@ -14,6 +14,7 @@ AREAS = (
     "containers",
     "container_update",
     "images",
+    "stacks",
     "files",
     "services",
     "packages",

@@ -10,20 +10,16 @@ The order of steps leaves a container by the original name, or one beside it tha
 Whatever goes wrong from 2 on, cancellation and deadline included, undoes 3 and 2.
 """
 
-import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import anyio
 
 from systemmanager.errors import (
-    ConnectionLost,
     EngineRefused,
-    EngineUnavailable,
     GatewayError,
     NotFound,
     RollbackFailed,
@@ -33,6 +29,7 @@ from systemmanager.operation import Risk, operation
 from systemmanager.operations.containers import container_name
 from systemmanager.operations.images import short_id
 from systemmanager.operations.recreation import Recreation, recreation, reference_of
+from systemmanager.operations.uncut import insist, to_the_end
 from systemmanager.params import ContainerName
 from systemmanager.ports import Docker, ForeignText, Json, Result
 
@@ -41,11 +38,6 @@ SETTLE = 5.0
 
 HEALTHY = 300.0
 """Seconds that a container with a health check has to become healthy."""
-
-WAY_BACK = 120.0
-"""Seconds that undoing may take; the engine may be restarting meanwhile."""
-
-T = TypeVar("T")
 
 _busy: set[str] = set()
 
@@ -189,7 +181,7 @@ async def _made(docker: Docker, name: str, plan: Recreation) -> str:
     """A container as planned, not started. What fails here leaves nothing behind."""
     made = False
     try:
-        id = await _to_the_end(docker.create(name, plan.body))
+        id = await to_the_end(docker.create(name, plan.body))
         for network, endpoint in plan.connect.items():
             await docker.connect(network, id, endpoint)
         if plan.leave:
@@ -197,7 +189,7 @@ async def _made(docker: Docker, name: str, plan: Recreation) -> str:
         made = True
     finally:
         if not made:
-            await _to_the_end(_insist(lambda: docker.remove(name)))
+            await to_the_end(insist(lambda: docker.remove(name)))
     return id
 
 
@@ -236,20 +228,20 @@ class Change:
                 hint=f"{self.name!r} is back on its previous image, as it was.",
                 details=error.details,
             ) from error
-        return await _to_the_end(self._remove_old())
+        return await to_the_end(self._remove_old())
 
     async def _exchange(self) -> None:
         """The steps. None is left while it is on its way: the engine would go on with it under the way back."""
         docker = self.docker
         if self.runs:
             self.stopping = True
-            await _to_the_end(docker.act("stop", self.old))
+            await to_the_end(docker.act("stop", self.old))
             self.stopping = False
         if not await self._vanished():
-            await _to_the_end(docker.rename(self.old, f"{self.name}.before-update"))
-        await _to_the_end(docker.rename(self.new, self.name))
+            await to_the_end(docker.rename(self.old, f"{self.name}.before-update"))
+        await to_the_end(docker.rename(self.new, self.name))
         if self.runs:
-            await _to_the_end(docker.act("start", self.new))
+            await to_the_end(docker.act("start", self.new))
             await self._proves_itself()
 
     async def _vanished(self) -> bool:
@@ -292,12 +284,12 @@ class Change:
             done = True
         finally:
             if not done:
-                await _to_the_end(self._undo())
+                await to_the_end(self._undo())
 
     async def _undo(self) -> None:
         """Bring the old container back: its name, and running if it ran. Looks at what is, so it may be repeated."""
         try:
-            await _insist(self._step_back)
+            await insist(self._step_back)
         except (GatewayError, TimeoutError) as error:
             raise RollbackFailed(
                 f"{self.name!r} could not be updated, and not be brought back either: {error}",
@@ -330,7 +322,7 @@ class Change:
 
     async def _remove_old(self) -> str | None:
         try:
-            await _insist(lambda: self.docker.remove(self.old))
+            await insist(lambda: self.docker.remove(self.old))
         except (GatewayError, TimeoutError) as error:
             return f"the old container stays as {self.name}.before-update and has to be removed by hand: {error}"
         return None
@@ -346,31 +338,3 @@ def _problem(found: Json, health: str | None) -> str | None:
     if not state["Running"]:
         return f"it ended with exit status {state['ExitCode']}"
     return None
-
-
-async def _insist(step: Callable[[], Awaitable[None]]) -> None:
-    """Do a step, again and again while the engine is away."""
-
-    async def until_done() -> None:
-        while True:
-            with suppress(EngineUnavailable, ConnectionLost):
-                await step()
-                return
-            await anyio.sleep(0.5)
-
-    await asyncio.wait_for(until_done(), WAY_BACK)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for what must not be cut off, however often the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError:
-                cancelled = True
-    if cancelled and not task.exception():
-        raise asyncio.CancelledError
-    return task.result()

@@ -1,5 +1,6 @@
 """The gate: every rule is asked, each verdict is kept, and only when all allow is there a Permit."""
 
+from systemmanager.policy.compose.judge import Judge
 from systemmanager.policy.rules import RULES
 from systemmanager.request import Answer, Decision, Permit, Request
 
@@ -11,5 +12,6 @@ def decide(request: Request) -> Decision:
         return Decision(verdicts, None)
     limit = request.target.constraints.timeout
     timeout = request.operation.timeout if limit is None else min(request.operation.timeout, limit)
-    permit = Permit(request.call_id, request.target, request.via, request.access, timeout, request.neighbours)
+    judge = Judge(request.target, request.stacks) if request.operation.port == "Stacks" else None
+    permit = Permit(request.call_id, request.target, request.via, request.access, timeout, request.neighbours, judge)
     return Decision(verdicts, permit)

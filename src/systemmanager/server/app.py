@@ -219,7 +219,14 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     targets, policy, state = load_registry(settings), load_policy(settings), prepare_state(settings)
     journal = Journal(audit_log(settings, state))
     own_files = OwnFiles(*of_gateway(settings, state), *of_targets(targets))
-    surroundings = Surroundings(state.runtime, (state.known_hosts, *KNOWN_HOSTS), own_files)
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    surroundings = Surroundings(
+        state.runtime,
+        (state.known_hosts, *KNOWN_HOSTS),
+        own_files,
+        state=state.folder,
+        credentials=(Path(given),) if given else (),
+    )
     try:
         async with Executors(surroundings) as executors:
             gateway = Gateway(

@@ -13,6 +13,7 @@ from systemmanager.policy.rules.images import images
 from systemmanager.policy.rules.paths import paths
 from systemmanager.policy.rules.rate import rate
 from systemmanager.policy.rules.scopes import scopes
+from systemmanager.policy.rules.stacks import stacks
 from systemmanager.policy.rules.sudo import sudo
 from systemmanager.policy.rules.taint import taint
 from systemmanager.policy.rules.units import units
@@ -26,6 +27,7 @@ RULES: tuple[Callable[[Request], Verdict], ...] = (
     units,
     hosts,
     images,
+    stacks,
     sudo,
     freeze,
     hardening,

@@ -1,0 +1,231 @@
+"""Compose stacks of one target: git and Compose run here, on the gateway, and the target's engine does the work."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from systemmanager.errors import Denied, EngineRefused, GatewayError, NotConfigured, NotFound
+from systemmanager.executors import Surroundings
+from systemmanager.executors.compose import Compose, Engine, compose_missing, find
+from systemmanager.executors.docker import EngineDocker
+from systemmanager.executors.docker_client import Client, Tls, client_for
+from systemmanager.executors.egress import Egress
+from systemmanager.executors.git import Git, secrets_for, workplace
+from systemmanager.executors.local_network import is_own, resolved
+from systemmanager.executors.stack_records import StackRecords
+from systemmanager.ports import Json, Tail
+from systemmanager.redaction import MASK, Redactor
+from systemmanager.request import Permit
+from systemmanager.stacks import Document, Judged, Kept, Repository, Source, StackJudge
+
+MOST_FILES = 30
+"""Compose files of one stack, included and extended ones too."""
+
+MOST_ENV_FILE = 256 * 1024
+
+
+class EngineStacks(EngineDocker):
+    """The Stacks port of one call. `folder` is where its checkouts are made; they go when the call ends."""
+
+    def __init__(
+        self, client: Client, permit: Permit, engine: Engine, surroundings: Surroundings, stack: AsyncExitStack
+    ) -> None:
+        super().__init__(client, permit)
+        if surroundings.state is None or permit.judge is None:
+            raise NotConfigured("this gateway has no state folder, which stacks need")
+        self._permit, self._judge, self._engine, self._stack = permit, permit.judge, engine, stack
+        self._surroundings, self._folder = surroundings, surroundings.state / "stacks" / permit.target.id
+        self._records = StackRecords(surroundings.state)
+        self._redactor = Redactor()
+        self._places: dict[str, Path] = {}
+
+    # --- from git to what may run -------------------------------------------------------------------------------------
+
+    async def resolve(
+        self, stack: str, repo: str, branch: str, file: str, given: Mapping[str, str], commit: str | None = None
+    ) -> Judged:
+        if await asyncio.to_thread(find) is None:
+            raise compose_missing()
+        repository = self._judge.repository(repo)
+        self._hide(given)
+        work = self._stack.enter_context(workplace(self._folder / stack))
+        git = Git(work, repository, await self._addresses(repository), self._secrets(repository))
+        found = await git.fetch(commit or f"refs/heads/{branch}")
+        checkout = work / "files"
+        await git.checkout(found, checkout)
+        documents = await asyncio.to_thread(_documents, self._judge, checkout, file)
+        dotenv = await asyncio.to_thread(_text_of, (checkout / file).parent / ".env", missing="")
+        environment = self._judge.variables(given, dotenv)
+        self._hide(environment)
+        source = Source(stack, repository.url, branch, file)
+        config = await self._config(stack, checkout, file, environment)
+        return self._judge.resolved(
+            source, found, config, checkout=str(checkout), environment=environment, documents=documents
+        )
+
+    async def _config(self, stack: str, checkout: Path, file: str, environment: Mapping[str, str]) -> Json:
+        compose = self._compose(stack, (checkout / file).parent)
+        with self._cleaned():
+            return await compose.config(checkout / file, environment)
+
+    async def _addresses(self, repository: Repository) -> tuple[str, ...]:
+        """Where the repository's host is, seen from the gateway. Raises `Denied`."""
+        way_out = Egress(self._permit, resolved, own=is_own, hosts=self._judge.hosts)
+        try:
+            return await way_out.addresses(repository.host)
+        except Denied as error:
+            known = f"constraints.hosts of {self._permit.target.id!r}"
+            message, hint = (
+                text.replace(known, "stacks.hosts of policy.yaml") for text in (error.message, error.hint or "")
+            )
+            raise Denied(message, code="repo_not_allowed", hint=hint) from error
+
+    def _secrets(self, repository: Repository) -> Any:
+        assert self._surroundings.state is not None
+        folders = (*self._surroundings.credentials, self._surroundings.state / "git")
+        secrets = secrets_for(repository.host, folders, self._surroundings.known_hosts)
+        self._redactor = Redactor([*self._known, *([secrets.token] if secrets.token else [])])
+        return secrets
+
+    # --- what runs ----------------------------------------------------------------------------------------------------
+
+    def adjusted(
+        self, judged: Judged, commits: Mapping[str, str] | None = None, images: Mapping[str, str] | None = None
+    ) -> Judged:
+        return self._judge.adjusted(judged, commits or {}, images or {})
+
+    async def again(self, kept: Kept) -> Judged:
+        self._hide(kept.environment)
+        services = {
+            name: {key: value for key, value in one.items() if key != "build"}  # its image was built then
+            for name, one in kept.config["services"].items()
+        }
+        return self._judge.resolved(
+            kept.source,
+            kept.commit,
+            {**kept.config, "services": services},
+            checkout=str(self._folder),
+            environment=kept.environment,
+        )
+
+    @asynccontextmanager
+    async def alone(self, stack: str) -> AsyncIterator[None]:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / f"{stack}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EngineRefused(f"stack {stack!r} is being changed already", retryable=True) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    async def build(self, judged: Judged) -> None:
+        with self._cleaned():
+            await self._compose(judged.source.stack).build(judged)
+
+    async def up(self, judged: Judged) -> None:
+        with self._cleaned():
+            await self._compose(judged.source.stack).up(judged)
+
+    async def down(self, stack: str, volumes: bool) -> None:
+        with self._cleaned():
+            await self._compose(stack).down(volumes)
+
+    def _compose(self, stack: str, folder: Path | None = None) -> Compose:
+        place = self._places.get(stack)
+        if place is None:
+            place = self._places[stack] = self._stack.enter_context(workplace(self._folder / stack))
+        return Compose(stack, self._engine, place, folder or place)
+
+    async def volumes(self) -> Sequence[Json]:
+        rows: list[Json] = (await self._ask("GET", "/volumes")).get("Volumes") or []
+        return rows
+
+    async def logs(self, name: str, lines: int) -> Tail:
+        found = await super().logs(name, lines)
+        return Tail(self._redactor.text(found.text), found.truncated)
+
+    # --- what is remembered -------------------------------------------------------------------------------------------
+
+    async def kept(self, stack: str) -> Kept | None:
+        found = await asyncio.to_thread(self._records.get, self._target, stack)
+        if found is not None:
+            self._hide(found.environment)
+        return found
+
+    async def keep(self, judged: Judged, given: Mapping[str, str]) -> None:
+        kept = Kept(judged.source, judged.commit, dict(judged.config), dict(given), dict(judged.environment))
+        await asyncio.to_thread(self._records.put, self._target, kept)
+
+    async def forget(self, stack: str) -> None:
+        await asyncio.to_thread(self._records.drop, self._target, stack)
+        await asyncio.to_thread(shutil.rmtree, self._folder / stack, ignore_errors=True)
+
+    # --- what is not told ---------------------------------------------------------------------------------------------
+
+    _known: tuple[str, ...] = ()
+
+    def _hide(self, variables: Mapping[str, str]) -> None:
+        """Variables that look secret are told nowhere from here on, not even in what a container logs."""
+        plain = Redactor()
+        secret = [value for name, value in variables.items() if MASK in str(plain.value({name: value}).get(name))]
+        self._known = tuple(dict.fromkeys([*self._known, *secret]))
+        self._redactor = Redactor(self._known)
+
+    @contextmanager
+    def _cleaned(self) -> Iterator[None]:
+        try:
+            yield
+        except GatewayError as error:
+            error.message = self._redactor.text(error.message)
+            error.details = self._redactor.value(error.details)
+            raise
+
+
+def _documents(judge: StackJudge, checkout: Path, file: str) -> list[Document]:
+    """The Compose files of a checkout that Compose is going to read, each judged before."""
+    found: dict[str, Document] = {}
+    waiting = [file]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        if len(found) >= MOST_FILES:
+            raise Denied(f"the stack has more than {MOST_FILES} Compose files", code="compose_refused")
+        found[name] = document = judge.document(name, _text_of(checkout / name))
+        waiting.extend(document.more)
+        for other in document.plain:
+            _text_of(checkout / other, missing="")
+    return [found[file], *(one for name, one in found.items() if name != file)]
+
+
+def _text_of(path: Path, missing: str | None = None) -> str:
+    """A file of a checkout, whose links all stay inside. Raises `NotFound` and `Denied`."""
+    try:
+        if not path.is_file():
+            if missing is not None and not path.exists():
+                return missing
+            raise NotFound(f"the repository has no file {path.name}", hint="compose_file is a path in the repository.")
+        with path.open("rb") as opened:
+            raw = opened.read(MOST_ENV_FILE + 1)
+        text = raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Denied(f"{path.name} can't be read as UTF-8 text", code="compose_refused") from error
+    if len(raw) > MOST_ENV_FILE:
+        raise Denied(f"{path.name} is larger than {MOST_ENV_FILE // 1024} KiB", code="compose_refused")
+    return text
+
+
+async def stacks_at(
+    base_url: str, permit: Permit, stack: AsyncExitStack, surroundings: Surroundings, *, tls: Tls | None = None
+) -> EngineStacks:
+    """The Stacks port for the engine at `unix://PATH` or `tcp://HOST:PORT`."""
+    certificates = str(Path(tls.ca).parent) if tls else None
+    return EngineStacks(client_for(base_url, tls), permit, Engine(base_url, certificates), surroundings, stack)

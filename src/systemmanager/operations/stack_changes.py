@@ -1,0 +1,160 @@
+"""What a deployment changes: pure comparisons of a stack as it is with the stack as it will be."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from systemmanager.operations.containers import container_name
+from systemmanager.ports import Json, Result
+from systemmanager.stacks import LABEL, Judged
+
+PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
+
+
+class ChangedService(Result):
+    service: str
+    fields: list[str] = Field(description="What differs; values are not told.")
+
+
+class ServiceImage(Result):
+    service: str
+    image: str
+    digest: str | None = Field(default=None, description="As the engine has it now; none: it is pulled or built.")
+
+
+class StackDifference(Result):
+    """What a deployment does to the target."""
+
+    stack: str
+    commit: str
+    previous_commit: str | None = None
+    services_added: list[str] = Field(default_factory=list)
+    services_changed: list[ChangedService] = Field(default_factory=list)
+    services_removed: list[str] = Field(default_factory=list)
+    images: list[ServiceImage] = Field(default_factory=list)
+    volumes_added: list[str] = Field(default_factory=list)
+    volumes_left: list[str] = Field(default_factory=list, description="No longer used; they stay.")
+    networks_added: list[str] = Field(default_factory=list)
+    networks_removed: list[str] = Field(default_factory=list)
+    exempted: list[str] = Field(default_factory=list, description="What only policy.yaml's exceptions allow.")
+
+    @property
+    def nothing(self) -> bool:
+        lists = (self.services_added, self.services_changed, self.services_removed)
+        return not any((*lists, self.volumes_added, self.networks_added, self.networks_removed))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One container of a stack, from the engine's list; what its labels say is empty where they say nothing."""
+
+    id: str
+    name: str
+    service: str
+    stack: str
+    repo: str
+    branch: str
+    file: str
+    commit: str
+    digest: str
+    image: str
+    image_id: str
+    state: str
+    created: int
+
+
+def members(rows: Iterable[Json], stack: str | None = None) -> list[Member]:
+    """The containers of one Compose project, or of all stacks of any gateway, the oldest first."""
+    found = []
+    for row in rows:
+        labels: Mapping[str, str] = row.get("Labels") or {}
+        project = labels.get(PROJECT, "")
+        if project and (project == stack or (stack is None and labels.get(LABEL) == project)):
+            own = (labels.get(f"{LABEL}.{name}", "") for name in ("repo", "branch", "file", "commit", "digest"))
+            repo, branch, file, commit, digest = own
+            found.append(
+                Member(
+                    row["Id"], container_name(row), labels.get(SERVICE, ""), labels.get(LABEL, ""), repo, branch, file,
+                    commit, digest, row["Image"], row.get("ImageID", ""), row["State"], row["Created"],
+                )
+            )  # fmt: skip
+    return sorted(found, key=lambda one: (one.created, one.name))
+
+
+def unchanged(running: Sequence[Member], wanted: Judged) -> dict[str, str]:
+    """Services whose containers are as they should be, with the commit that they are from."""
+    found: dict[str, str] = {}
+    for one in running:
+        if one.digest and wanted.digests.get(one.service) == one.digest:
+            found[one.service] = one.commit
+    return {name: commit for name, commit in found.items() if commit}
+
+
+def difference(
+    running: Sequence[Member],
+    before: Mapping[str, Any] | None,
+    wanted: Judged,
+    images: Mapping[str, str | None],
+) -> StackDifference:
+    """What deploying `wanted` would change. `before` is the configuration that runs, where it is known; `images` are
+    the digests that the engine has, by name."""
+    services: Mapping[str, Any] = wanted.config["services"]
+    there = {one.service for one in running}
+    same = unchanged(running, wanted)
+    old = (before or {}).get("services") or {}
+    changed = [
+        ChangedService(service=name, fields=sorted(_fields(old.get(name), one)))
+        for name, one in sorted(services.items())
+        if name in there and (name not in same or one.get("build"))
+    ]
+    volumes, networks = (_names(wanted.config, kind) for kind in ("volumes", "networks"))
+    had_volumes, had_networks = (_names(before or {}, kind) for kind in ("volumes", "networks"))
+    return StackDifference(
+        stack=wanted.source.stack,
+        commit=wanted.commit,
+        previous_commit=running[-1].commit or None if running else None,
+        services_added=sorted(set(services) - there),
+        services_changed=changed,
+        services_removed=sorted(there - set(services)),
+        images=[
+            ServiceImage(service=name, image=_image(wanted, name, one), digest=images.get(_image(wanted, name, one)))
+            for name, one in sorted(services.items())
+        ],
+        volumes_added=sorted(volumes - had_volumes),
+        volumes_left=sorted(had_volumes - volumes),
+        networks_added=sorted(networks - had_networks),
+        networks_removed=sorted(had_networks - networks),
+        exempted=list(wanted.exempted),
+    )
+
+
+def image_of(wanted: Judged, service: str) -> str:
+    """The image of a service; one that is built without a name gets Compose's."""
+    return _image(wanted, service, wanted.config["services"][service])
+
+
+def _image(wanted: Judged, service: str, one: Mapping[str, Any]) -> str:
+    return str(one.get("image") or f"{wanted.source.stack}-{service}")
+
+
+def _names(config: Mapping[str, Any], kind: str) -> set[str]:
+    return {str((one or {}).get("name") or key) for key, one in (config.get(kind) or {}).items()}
+
+
+def _fields(old: Any, new: Mapping[str, Any]) -> Iterator[str]:
+    """Which fields differ, two levels deep; without the old ones that can't be said."""
+    if new.get("build"):
+        yield "build"
+    if not isinstance(old, Mapping):
+        yield "configuration"
+        return
+    for name in {*old, *new} - {"build"}:
+        was, now = old.get(name), new.get(name)
+        if was == now:
+            continue
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from (f"{name}.{key}" for key in {*was, *now} if was.get(key) != now.get(key))
+        else:
+            yield name
