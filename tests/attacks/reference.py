@@ -26,6 +26,14 @@ ADDRESSES = {
     "2001:4860:4860::8888": "public",
 }
 THE_SAME = {"::ffff:10.0.0.5": "10.0.0.5"}
+REPOSITORIES = {
+    "https://github.com/a/b": "github.com",
+    "https://GitHub.com/a/b.git": "github.com",
+    "git@github.com:a/b": "github.com",
+    "https://evil.example/a": "evil.example",
+    "https://10.0.0.5/a": "10.0.0.5",
+}
+"""Those that have one reading, with their hosts."""
 METADATA_NAMES = ["metadata.google.internal"]
 LISTED_BLOCKS = {
     "10.0.0.0/8": ["10.0.0.5"],
@@ -52,6 +60,7 @@ def evaluate(one: dict[str, Any]) -> str:
         not _unit_is_allowed(one),
         not _host_is_allowed(one),
         not _image_is_allowed(one),
+        not _repository_is_allowed(one),
         one["privileged"] and not one["root"] and one["sudo_policy"] == "none",
         _is_frozen(one),
         one["running"] >= one["concurrency"] * 11,
@@ -150,6 +159,18 @@ def _canonical(image: str) -> str:
     for begin in ("docker.io/library/", "docker.io/", "library/"):
         image = image.removeprefix(begin)
     return image
+
+
+def _repository_is_allowed(one: dict[str, Any]) -> bool:
+    """https, or ssh in either spelling, from a host that is listed; no other scheme and nothing with two readings."""
+    if one["repo"] is None:
+        return True
+    host = REPOSITORIES.get(one["repo"])
+    if host is None:
+        return False
+    if "*" in one["repo_hosts"]:
+        return True
+    return any(host in LISTED_BLOCKS.get(entry, []) or fnmatchcase(host, entry) for entry in one["repo_hosts"])
 
 
 def _is_frozen(one: dict[str, Any]) -> bool:

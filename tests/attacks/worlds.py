@@ -8,6 +8,7 @@ from typing import Any
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager.operation import CATALOGUE, Access, Operation, Risk
 from systemmanager.request import Freeze, Grant, Load, Principal, Request
+from systemmanager.stacks import StackRules
 from systemmanager.target import Target
 from tests.support import target
 
@@ -52,6 +53,13 @@ QUESTIONS: dict[str, list[Any]] = {
     "asked_ports": [[], [443], [22], [443, 22]],
     "ports": [None, [], [443], [22, 443]],
     "neighbours": [[], ["10.0.0.5"], ["192.168.1.1", "127.0.0.1"]],
+    "repo": [
+        None, "https://github.com/a/b", "https://GitHub.com/a/b.git", "git@github.com:a/b", "https://evil.example/a",
+        "https://a:b@github.com/a", "https://github.com@evil.example/a", "file:///srv/a", "ext::sh -c id",
+        "EXT::github.com/a", "ssh://-oProxyCommand=id/a", "https://10.0.0.5/a", "https://github.com/a?b",
+        "https://github.com/../a", "git://github.com/a", "http://github.com/a", "https://0x8080808/a",
+    ],
+    "repo_hosts": [[], ["github.com"], ["*"], ["10.0.0.0/8"], ["*.com"], ["*.example"]],
     "image": [None, "nginx", "library/nginx", "docker.io/library/nginx", "evil/nginx",
               "registry.lan/team/app", "redis"],
     "tag": ["latest", "1.27"],
@@ -74,14 +82,23 @@ PLAIN: dict[str, Any] = {
     "tool": "get_system_status", "kind": "local", "port": "Shell", "scopes": ["system:read"],
     "capabilities": ["system:read"], "offers": list(SCOPES), "grants": [list(SCOPES)], "risk": "low", "fault": None,
     "privileged": False, "root": False, "sudo_policy": "none", "path": None, "paths": ["/var/log"], "unit": None,
-    "units": None, "host": None, "hosts": None, "asked_ports": [], "ports": None, "neighbours": [], "image": None,
+    "units": None, "host": None, "hosts": None, "asked_ports": [], "ports": None, "neighbours": [],
+    "repo": None, "repo_hosts": [], "image": None,
     "tag": "latest", "images": None, "frozen": [], "running": 0, "concurrency": 10, "recent": 0, "approval": False,
     "demanded": False, "tainted": False, "approvers": 0, "dual": False,
     "own": False,
 }  # fmt: skip
 """A question that nothing is against."""
 
-ROLES = {"path": "path", "unit": "unit", "host": "host", "port": "ports", "image": "image", "tag": "tag"}
+ROLES = {
+    "path": "path",
+    "unit": "unit",
+    "host": "host",
+    "port": "ports",
+    "image": "image",
+    "tag": "tag",
+    "repo": "repo",
+}
 
 
 def some(chance: random.Random, changes: int) -> dict[str, Any]:
@@ -95,7 +112,9 @@ def asked(one: dict[str, Any]) -> Request:
     access = Access(
         tuple(one["scopes"]), tuple(one["capabilities"]), Risk(one["risk"]), one["approval"], one["privileged"]
     )
-    arguments = {name: one[name] for name in ("path", "unit", "host", "image", "tag")} | {"ports": one["asked_ports"]}
+    arguments = {name: one[name] for name in ("path", "unit", "host", "image", "tag", "repo")} | {
+        "ports": one["asked_ports"]
+    }
     grants = tuple(Grant(frozenset(held)) for held in one["grants"])
     return Request(
         "call",
@@ -115,6 +134,7 @@ def asked(one: dict[str, Any]) -> Request:
         tainted=30.0 if one["tainted"] else None,
         taint_lasts=600.0,
         own=one["own"],
+        stacks=StackRules(hosts=tuple(one["repo_hosts"])),
     )
 
 

@@ -42,7 +42,7 @@ def judged(rule: str, asked: Request) -> Verdict:
 def test_the_rules_are_named_after_what_they_judge() -> None:
     assert list(BY_NAME) == [
         "scopes", "ability", "capabilities", "paths", "units",
-        "hosts", "images", "sudo", "freeze", "hardening", "concurrency", "rate", "taint", "approval",
+        "hosts", "images", "stacks", "sudo", "freeze", "hardening", "concurrency", "rate", "taint", "approval",
     ]  # fmt: skip
 
 
@@ -343,7 +343,9 @@ def test_a_dry_run_is_judged_like_the_call() -> None:
 def test_the_roles_of_every_operation_name_parameters_that_it_has() -> None:
     for operation in CATALOGUE.values():
         for role, parameters in operation.roles.items():
-            assert role in {"path", "unit", "host", "name", "port", "url", "image", "tag"}, f"{operation.name}: {role}"
+            assert role in {"path", "unit", "host", "name", "port", "url", "image", "tag", "repo"}, (
+                f"{operation.name}: {role}"
+            )
             for parameter in parameters.split():
                 assert parameter in operation.arguments.model_fields, f"{operation.name}: {role} is {parameter}"
 

@@ -121,7 +121,7 @@ class Git:
         await self._run(
             "--work-tree", str(place), "checkout-index", "--all", "--force", "--quiet", index=self._folder / "index"
         )
-        await asyncio.to_thread(_check_links, place, links)
+        await asyncio.to_thread(check_links, place, links)
 
     def _config(self) -> str:
         """Configuration that holds for this fetch, secrets included: a file that only the gateway may read."""
@@ -265,7 +265,7 @@ def _checked(listing: str) -> list[str]:
     return links
 
 
-def _check_links(place: Path, links: Sequence[str]) -> None:
+def check_links(place: Path, links: Sequence[str]) -> None:
     """Every link leads to something inside the checkout, by all links on its way."""
     root = place.resolve()
     for link in links:

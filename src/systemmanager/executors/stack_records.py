@@ -22,7 +22,7 @@ class StackRecords:
 
     def _file(self) -> StateFile:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return StateFile(self._path, 1, SCHEMA)
+        return StateFile(self._path, (SCHEMA,))
 
     def get(self, target: str, stack: str) -> Kept | None:
         if not self._path.exists():

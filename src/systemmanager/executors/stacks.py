@@ -4,19 +4,21 @@ import asyncio
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from systemmanager.errors import Denied, EngineRefused, GatewayError, NotConfigured, NotFound
 from systemmanager.executors import Surroundings
+from systemmanager.executors.checkout_files import carried
 from systemmanager.executors.compose import Compose, Engine, compose_missing, find
 from systemmanager.executors.docker import EngineDocker
 from systemmanager.executors.docker_client import Client, Tls, client_for
 from systemmanager.executors.egress import Egress
 from systemmanager.executors.git import Git, secrets_for, workplace
-from systemmanager.executors.local_network import is_own, resolved
+from systemmanager.executors.local_network import is_own
+from systemmanager.executors.local_network import resolved as resolve_name
 from systemmanager.executors.stack_records import StackRecords
 from systemmanager.ports import Json, Tail
 from systemmanager.redaction import MASK, Redactor
@@ -58,24 +60,14 @@ class EngineStacks(EngineDocker):
         found = await git.fetch(commit or f"refs/heads/{branch}")
         checkout = work / "files"
         await git.checkout(found, checkout)
-        documents = await asyncio.to_thread(_documents, self._judge, checkout, file)
-        dotenv = await asyncio.to_thread(_text_of, (checkout / file).parent / ".env", missing="")
-        environment = self._judge.variables(given, dotenv)
-        self._hide(environment)
         source = Source(stack, repository.url, branch, file)
-        config = await self._config(stack, checkout, file, environment)
-        return self._judge.resolved(
-            source, found, config, checkout=str(checkout), environment=environment, documents=documents
-        )
-
-    async def _config(self, stack: str, checkout: Path, file: str, environment: Mapping[str, str]) -> Json:
         compose = self._compose(stack, (checkout / file).parent)
         with self._cleaned():
-            return await compose.config(checkout / file, environment)
+            return await judged(self._judge, compose, source, found, checkout, given, self._hide)
 
     async def _addresses(self, repository: Repository) -> tuple[str, ...]:
         """Where the repository's host is, seen from the gateway. Raises `Denied`."""
-        way_out = Egress(self._permit, resolved, own=is_own, hosts=self._judge.hosts)
+        way_out = Egress(self._permit, resolve_name, own=is_own, hosts=self._judge.hosts)
         try:
             return await way_out.addresses(repository.host)
         except Denied as error:
@@ -187,6 +179,27 @@ class EngineStacks(EngineDocker):
             error.message = self._redactor.text(error.message)
             error.details = self._redactor.value(error.details)
             raise
+
+
+async def judged(
+    judge: StackJudge,
+    compose: Compose,
+    source: Source,
+    commit: str,
+    checkout: Path,
+    given: Mapping[str, str],
+    hide: Callable[[Mapping[str, str]], None] = lambda _: None,
+) -> Judged:
+    """What a checkout comes to: its files are judged before Compose reads them, what it makes of them after."""
+    documents = await asyncio.to_thread(_documents, judge, checkout, source.file)
+    dotenv = await asyncio.to_thread(_text_of, (checkout / source.file).parent / ".env", missing="")
+    environment = judge.variables(given, dotenv)
+    hide(environment)
+    resolved = await compose.config(checkout / source.file, environment)
+    config, more = await asyncio.to_thread(carried, resolved, checkout, source.stack)
+    return judge.resolved(
+        source, commit, config, checkout=str(checkout), environment={**environment, **more}, documents=documents
+    )
 
 
 def _documents(judge: StackJudge, checkout: Path, file: str) -> list[Document]:

@@ -18,9 +18,16 @@ def plain(path: str) -> str:
     return path.removeprefix("/var") if path == "/var/run" or path.startswith("/var/run/") else path
 
 
-def mounted(source: str, at: Location, roots: tuple[str, ...], sockets: tuple[str, ...]) -> Iterator[Finding]:
+def mounted(
+    source: str, at: Location, roots: tuple[str, ...], sockets: tuple[str, ...], checkout: str
+) -> Iterator[Finding]:
     """Whether a folder or file of the host may be mounted: below a root, and not the way to the engine itself."""
     path = plain(source)
+    if inside(path, (plain(checkout),)):
+        below = path.removeprefix(plain(checkout)).lstrip("/") or "."
+        why = f"mounts {below} of the checkout: small text files are copied in, folders of them with read_only"
+        yield Finding("checkout", below, at, f"{why}; data needs a named volume")
+        return
     known = {*_SOCKETS, *map(plain, sockets)}
     if path.endswith((".sock", ".socket")) or any(inside(socket, (path,)) for socket in known):
         yield Finding("docker_socket", path, at, f"gives the container the Docker Engine, and so the host ({path})")

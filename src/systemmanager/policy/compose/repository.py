@@ -52,7 +52,7 @@ def plain(url: str) -> Repository | None:
     port = int(parts.get("port") or usual)
     bare = host.strip("[]")
     numeric = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", bare.rpartition(".")[2]) is not None
-    if not 0 < port < 65536 or (numeric and parse(bare) is None) or ".." in host or "-." in host or ".-" in host:
+    if not 0 < port < 65536 or (numeric and str(parse(bare)) != bare) or ".." in host or "-." in host or ".-" in host:
         return None
     if numeric or ":" in bare:
         bare = str(parse(bare))

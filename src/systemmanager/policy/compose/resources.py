@@ -22,14 +22,12 @@ def resources(config: Mapping[str, Any], stack: str) -> Iterator[Finding]:
     """What the stack has beside its services that no stack may have."""
     for kind, checks in (("volumes", _VOLUME), ("networks", _NETWORK), ("configs", _FILE), ("secrets", _FILE)):
         for one, at in each(config.get(kind) or {}, (kind,)):
-            yield from checked(one or {}, at, {**checks, "external": _external})
+            yield from checked(one or {}, at, {**checks, "external": anything})
+            if is_set((one or {}).get("external")):
+                name = str(one.get("name") or at[1])
+                yield Finding("external", name, (*at, "external"), f"uses {name}, which is not of this stack")
             if kind in ("volumes", "networks"):
                 yield from _named(one or {}, at, stack)
-
-
-def _external(value: Any, at: Location) -> Iterator[Finding]:
-    if is_set(value):
-        yield Finding("external", str(at[-2]), at, f"uses {at[-2]}, which is not of this stack")
 
 
 def _named(one: Mapping[str, Any], at: Location, stack: str) -> Iterator[Finding]:

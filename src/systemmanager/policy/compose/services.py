@@ -80,7 +80,9 @@ def _volumes(value: Any, at: Location, around: Surroundings) -> Iterator[Finding
     for mount, place in each(value, at):
         kind = mount.get("type") if isinstance(mount, Mapping) else None
         if kind == "bind":
-            yield from mounted(str(mount.get("source", "")), (*place, "source"), around.roots, around.sockets)
+            yield from mounted(
+                str(mount.get("source", "")), (*place, "source"), around.roots, around.sockets, around.checkout
+            )
             yield from checked(mount.get("bind") or {}, (*place, "bind"), _BIND)
         elif kind == "volume":
             yield from checked(mount.get("volume") or {}, (*place, "volume"), fields(anything, ("nocopy", "subpath")))
