@@ -138,6 +138,14 @@ NAMES = frozenset(
     PackageChange.old PackageChange.new Updates.held_back Updates.lists_from PackageWork.next PackageWork.tool
     PackageWork.held_back PackageWork.note SecurityAudit.next Finding.check Finding.title Finding.advice
     SecurityAudit.severities Skipped.check Skipped.reason
+    StackList.next StackRow.stack StackRow.commit StackRow.repo StackRow.branch StackRow.file StackStatus.stack
+    StackStatus.commit StackStatus.repo StackStatus.branch StackStatus.file StackStatus.volumes ServiceState.service
+    ServiceState.container ServiceState.state ServiceState.health ServiceState.image ServiceState.commit
+    StackDifference.stack StackDifference.commit StackDifference.previous_commit StackDifference.services_added
+    StackDifference.services_removed StackDifference.volumes_added StackDifference.volumes_left
+    StackDifference.networks_added StackDifference.networks_removed StackDifference.exempted ChangedService.service
+    ChangedService.fields ServiceImage.service ServiceImage.image ServiceImage.digest StackRemoval.stack
+    StackRemoval.containers StackRemoval.volumes_removed StackRemoval.volumes_kept
     """,
     )
 )
@@ -178,7 +186,7 @@ def test_operations_that_read_what_others_wrote_are_untrusted() -> None:
     assert {name for name, operation in CATALOGUE.items() if operation.foreign} == {
         "query_audit", "get_top_processes", "get_active_connections", "dns_lookup", "check_ssl_certificate",
         "http_request_test", "manage_container", "update_docker_container", "file_operations", "get_service_status",
-        "manage_service", "audit_security",
+        "manage_service", "audit_security", "get_stack_status", "deploy_stack", "update_stack",
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_an_explanation_names_every_verdict_and_the_smallest_grant(
     assert row["answer"] == "deny" and row["grant"] == grant
     assert [verdict["rule"] for verdict in row["verdicts"]] == [
         "scopes", "ability", "capabilities", "paths", "units",
-        "hosts", "images", "sudo", "freeze", "hardening", "concurrency", "rate", "taint", "approval",
+        "hosts", "images", "stacks", "sudo", "freeze", "hardening", "concurrency", "rate", "taint", "approval",
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What a deployment changes: pure comparisons of a stack as it is with the stack as it will be."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,17 +71,22 @@ def members(rows: Iterable[Json], stack: str | None = None) -> list[Member]:
     found = []
     for row in rows:
         labels: Mapping[str, str] = row.get("Labels") or {}
-        project = labels.get(PROJECT, "")
+        project = _word(labels.get(PROJECT))
         if project and (project == stack or (stack is None and labels.get(LABEL) == project)):
-            own = (labels.get(f"{LABEL}.{name}", "") for name in ("repo", "branch", "file", "commit", "digest"))
+            own = (_word(labels.get(f"{LABEL}.{name}")) for name in ("repo", "branch", "file", "commit", "digest"))
             repo, branch, file, commit, digest = own
             found.append(
                 Member(
-                    row["Id"], container_name(row), labels.get(SERVICE, ""), labels.get(LABEL, ""), repo, branch, file,
-                    commit, digest, row["Image"], row.get("ImageID", ""), row["State"], row["Created"],
+                    row["Id"], container_name(row), _word(labels.get(SERVICE)), _word(labels.get(LABEL)), repo, branch,
+                    file, commit, digest, row["Image"], row.get("ImageID", ""), row["State"], row["Created"],
                 )
             )  # fmt: skip
     return sorted(found, key=lambda one: (one.created, one.name))
+
+
+def _word(label: str | None) -> str:
+    """A label as gateways and Compose write it; whoever made the image may have written anything there."""
+    return label if label and re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.+:/@~#\[\]-]{0,500}", label) else ""
 
 
 def unchanged(running: Sequence[Member], wanted: Judged) -> dict[str, str]:
@@ -155,6 +161,11 @@ def _fields(old: Any, new: Mapping[str, Any]) -> Iterator[str]:
         if was == now:
             continue
         if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from (f"{name}.{key}" for key in {*was, *now} if was.get(key) != now.get(key))
+            yield from (_field(name, key) for key in {*was, *now} if was.get(key) != now.get(key))
         else:
             yield name
+
+
+def _field(name: str, key: str) -> str:
+    """Names of variables and labels are the repository's: what is no plain word is not told."""
+    return f"{name}.{key}" if re.fullmatch(r"[A-Za-z0-9_./-]{1,80}", key) else f"{name}.*"
