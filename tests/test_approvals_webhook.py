@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from systemmanager import settings
-from systemmanager.approvals.webhook import MOST_BYTES, SIGNATURE, TIMESTAMP, WINDOW, Webhook
+from systemmanager.approvals.answers import MOST_BYTES
+from systemmanager.approvals.webhook import SIGNATURE, TIMESTAMP, WINDOW, Webhook
 from systemmanager.errors import ConfigError
+from systemmanager.server.auth import throttle
 from tests.fakes import codes
 from tests.serving import SECRET, served
 from tests.support import records, run, tcp_server
@@ -178,7 +180,7 @@ CALLBACKS: dict[str, Callback] = {
     "other id in the body": Callback(400, {"id": "0" * 16}),
     "no id in the body": Callback(400, {"id": None}),
     "unknown id": Callback(404, {"id": "0" * 16}, path="/approvals/" + "0" * 16),
-    "too large": Callback(401, {"padding": "x" * MOST_BYTES}),
+    "too large": Callback(413, {"padding": "x" * MOST_BYTES}),
     "read": Callback(405, method="GET"),
     "our own request sent back": Callback(400, content=b"{}"),
     "another path": Callback(404, path="/approvals/x"),
@@ -209,6 +211,50 @@ def test_a_later_answer_counts_when_it_is_signed_and_for_this_request(tmp_path: 
         assert scene.engine.pulled == (1 if good else 0) and (codes(reply) == {"a": "ok"}) == good
 
     run(work())
+
+
+def test_a_flood_of_bad_answers_is_429_and_bad_tokens_beside_it_keep_no_answer_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle, "BY_PROXY", 1)
+    monkeypatch.setattr(throttle, "EVERY", 3600.0)
+    scene = Scene(tmp_path)
+    scene.now = time.time()
+    scene.desk.webhook = signer = Webhook("http://127.0.0.1:1/", SECRET)
+
+    async def work() -> None:
+        id = await scene.asked()
+        path, digest = f"/approvals/{id}", scene.desk.store.get(id).digest
+        body = json.dumps(yes({"digest": digest}, id=id)).encode()
+        async with served(scene.gateway) as there, httpx.AsyncClient(base_url=there.origin) as client:
+            tokens = [(await client.post("/mcp", headers={"Authorization": "Bearer x"})).status_code for _ in range(25)]
+            assert tokens[-1] == 429
+            assert (await client.post(path, content=body, headers=signer.signed(body))).status_code == 200
+            bad = [b"{}", b"x" * (MOST_BYTES + 1)] * (throttle.AT_ONCE // 2)
+            said = [(await client.post(path, content=one)).status_code for one in bad]
+            assert set(said) == {401, 413}
+            answer = await client.post(path, content=body, headers=signer.signed(body))
+            assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 3000
+
+    run(work())
+
+
+def test_a_body_that_is_too_large_by_its_own_word_is_not_read(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.desk.webhook = Webhook("http://127.0.0.1:1/", SECRET)
+
+    async def work() -> bytes:
+        async with served(scene.gateway) as there:
+            port = int(there.origin.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = f"POST /approvals/{'0' * 16} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MOST_BYTES + 1}\r\n\r\n"
+            writer.write(head.encode())
+            line = await asyncio.wait_for(reader.readline(), 3)
+            writer.close()
+            await writer.wait_closed()
+            return line
+
+    assert b" 413 " in run(work())
 
 
 def test_without_a_webhook_there_is_no_way_in(tmp_path: Path) -> None:

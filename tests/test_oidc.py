@@ -14,6 +14,7 @@ from systemmanager.request import Grant
 from systemmanager.scopes import BUNDLES
 from systemmanager.server.auth import issuer
 from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
+from systemmanager.server.auth.oidc import Oidc
 from tests.idp import NOW, OPAQUE, Answer, Idp, Moment, as_json, jwt, provider, tsidp_claims, verifier
 from tests.support import run
 from tests.test_oidc_signed import CLAIMS, Changes, one, refused
@@ -151,6 +152,66 @@ def test_an_issuer_that_hangs_is_given_up_and_not_asked_again_at_once(monkeypatc
             clock.now += 2
             assert await oidc.identify(token)
             assert "oidc" not in degraded
+
+    run(work())
+
+
+def _status(status: int) -> Callable[[Idp], None]:
+    return lambda idp: idp.behave.update({"/introspect": lambda: (status, b"", {})})
+
+
+FAILS: dict[str, Callable[[Idp], None]] = {
+    **{f"status {status}": _status(status) for status in (302, 401, 403, 404, 429, 500, 503)},
+    "no metadata": lambda idp: idp.behave.update(
+        dict.fromkeys(
+            ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server"), lambda: (404, b"", {})
+        )
+    ),
+    "metadata of another": lambda idp: idp.metadata.update(issuer="https://evil.test"),
+    "an endpoint in the clear": lambda idp: idp.metadata.update(introspection_endpoint="http://192.0.2.1/"),
+    "no keys": lambda idp: idp.behave.update({"/jwks": lambda: (200, b"{}", {})}),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_a_flood_of_tokens_is_no_flood_of_questions_to_an_issuer_that_fails(name: str) -> None:
+    idp, clock, degraded = Idp(), Moment(), dict[str, str]()
+    FAILS[name](idp)
+
+    async def flood(oidc: Oidc) -> int:
+        before = len(idp.asked)
+        for number in range(20):
+            token = jwt(idp.url, number=number) if name == "no keys" else f"{number:032x}"
+            with pytest.raises(Unavailable):
+                await oidc.identify(token)
+        return len(idp.asked) - before
+
+    async def work() -> None:
+        async with provider(idp), verifier(idp, clock, degraded=degraded) as oidc:
+            first = await flood(oidc)
+            assert first <= 2, "at most one question for the metadata and one for the token"
+            assert "oidc" in degraded and ("CLIENT_SECRET" in degraded["oidc"]) == (
+                name in ("status 401", "status 403")
+            )
+            clock.now += issuer.PAUSE - 0.1
+            assert await flood(oidc) == 0
+            clock.now += 0.1
+            assert await flood(oidc) >= 1, "it is asked again"
+
+    run(work())
+
+
+def test_what_an_issuer_can_not_read_is_a_word_on_that_token_alone() -> None:
+    idp = Idp(behave={"/introspect": lambda: (400, b"", {})})
+
+    async def work() -> None:
+        async with provider(idp), verifier(idp) as oidc:
+            for number in range(5):
+                with pytest.raises(Refused) as caught:
+                    await oidc.identify(f"{number:032x}")
+                assert type(caught.value) is Refused
+            idp.behave.clear()
+            assert await oidc.identify(opaque(idp))
 
     run(work())
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from systemmanager.server.auth import tailnet
+from systemmanager.server.auth import tailnet, throttle
 from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.tailnet import Tailnet
 from systemmanager.server.peers import SIGNATURE, BadHeader, UnixListener, read_header
@@ -98,6 +98,25 @@ def test_headers_of_tailscaled_on_the_unix_socket_let_a_person_in(tmp_path: Path
             funnel = {**LOGIN, "Tailscale-Funnel-Request": "?1"}
             assert await by_socket(tmp_path / "mcp.sock", **funnel) == 401
         assert not (tmp_path / "mcp.sock").exists()
+
+    run(work())
+
+
+def test_a_flood_on_the_unix_socket_keeps_out_nobody_whom_tailscaled_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle, "BY_PROXY", 1)
+    monkeypatch.setattr(throttle, "EVERY", 3600.0)
+
+    async def work() -> None:
+        async with gateway(tmp_path):
+            path = tmp_path / "mcp.sock"
+            for number in range(throttle.AT_ONCE + 1):
+                last = await by_socket(path, Authorization=f"Bearer {number:032x}")
+            assert last == 429 and await by_socket(path) == 429, "whom nobody names"
+            assert await by_socket(path, **LOGIN) == 200
+            monkeypatch.setattr(Tailnet, "_tailscaled", lambda self: 54_321)
+            assert await by_socket(path, **LOGIN) == 429, "by another user than tailscaled's"
 
     run(work())
 

@@ -1,16 +1,20 @@
 """Failed attempts per address: a flood is answered before anything is computed or asked, and nobody else suffers."""
 
+import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from systemmanager.server.auth import throttle
+from systemmanager.server.auth.identity import Missing, Refused, Unavailable
+from systemmanager.server.auth.issuer import PAUSE
 from systemmanager.server.auth.throttle import AT_ONCE, EVERY, Throttle, Throttled
 from tests.idp import OPAQUE, Moment
 from tests.serving import token
 from tests.support import records, run
-from tests.test_door import gateway
+from tests.test_door import There, gateway
 
 HOME, OTHER = "192.0.2.1", "192.0.2.2"
 
@@ -121,10 +125,73 @@ def test_an_outage_of_the_issuer_throttles_nobody(tmp_path: Path, monkeypatch: p
 
     async def work() -> None:
         async with gateway(tmp_path) as there:
+            clock = moved(there)
             there.idp.behave["/introspect"] = lambda: (503, b"", {})
             for _ in range(AT_ONCE + 5):
                 assert (await there.ask(OPAQUE)).status_code == 401
+                clock.now += PAUSE
+            assert there.idp.times("/introspect") == AT_ONCE + 5
             there.idp.behave.clear()
             assert (await there.ask(OPAQUE)).status_code == 200
 
     run(work())
+
+
+def moved(there: There) -> Moment:
+    """A clock that the issuer's pauses are judged by."""
+    clock, verifier = Moment(), there.authentication.issuer
+    assert verifier is not None
+    verifier.issuer._ticks = clock
+    return clock
+
+
+def test_a_flood_at_once_counts_each_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them has failed yet when the last one comes."""
+    monkeypatch.setattr(throttle, "BY_PROXY", 1)
+
+    async def work() -> None:
+        async with gateway(tmp_path) as there:
+            there.authentication.throttle, there.idp.gate = Throttle(Moment()), asyncio.Event()
+            flood = [asyncio.create_task(there.ask(f"{number:032x}")) for number in range(AT_ONCE + 10)]
+            while sum(one.done() for one in flood) < 10:
+                await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+            assert {one.result().status_code for one in flood if one.done()} == {429}
+            there.idp.gate.set()
+            answers = [(await one).status_code for one in flood]
+            assert (answers.count(401), answers.count(429)) == (AT_ONCE, 10)
+            assert there.idp.times("/introspect") == AT_ONCE
+
+    run(work())
+
+
+ENDS: dict[str, tuple[type[BaseException] | None, bool, bool]] = {
+    "well": (None, False, False),
+    "well, heard in any case": (None, True, False),
+    "refused": (Refused, False, True),
+    "refused, heard in any case": (Refused, True, True),
+    "missing": (Missing, False, True),
+    "an outage": (Unavailable, False, False),
+    "an outage, heard in any case": (Unavailable, True, False),
+    "cancelled": (asyncio.CancelledError, False, False),
+    "a defect": (KeyError, False, False),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_attempt_counts_until_it_is_known_to_be_no_failure(name: str) -> None:
+    error, heard, counts = ENDS[name]
+    one = Throttle(Moment())
+    flood(one, HOME, AT_ONCE - 1)
+    with suppress(*(() if error is None else (error,))), one.attempt(HOME, heard=heard):
+        assert bool(waits(one, HOME)) is not heard
+        if error is not None:
+            raise error("why")
+    assert bool(waits(one, HOME)) is counts
+
+
+def test_good_attempts_leave_nothing_behind() -> None:
+    one = Throttle(Moment())
+    for _ in range(1000):
+        with one.attempt(HOME):
+            pass
+    assert not one._failed

@@ -1,5 +1,6 @@
 """Minted tokens: listed, revoked, rotated; what the ledger says counts in a running gateway within seconds."""
 
+import asyncio
 import json
 import sqlite3
 import time
@@ -11,10 +12,14 @@ import httpx
 import pytest
 
 from systemmanager.errors import NotFound
+from systemmanager.server import app
+from systemmanager.server.auth import modes
 from systemmanager.server.auth.identity import Refused, Unavailable
 from systemmanager.server.auth.ledger import Ledger, Minted
 from systemmanager.server.auth.tokens import BadToken, Keys, mint, verify
-from tests.serving import ACCEPT, AUDIENCE, INITIALIZE, KEYS, OTHER_SECRET, SECRET, serving
+from systemmanager.settings import Settings
+from tests.serving import ACCEPT, AUDIENCE, INITIALIZE, KEYS, OTHER_SECRET, SECRET, served, serving
+from tests.support import OPERATOR, run
 from tests.test_cli import systemmanager
 
 NOW = 1_800_000_000.0
@@ -90,15 +95,40 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("how", BREAKAGES)
 def test_a_ledger_that_can_t_be_read_lets_nobody_in_after_5_seconds(how: str, tmp_path: Path) -> None:
-    ours, theirs, clock = ledgers(tmp_path / "t.sqlite")
+    path, clock, degraded = tmp_path / "t.sqlite", Clock(), dict[str, str]()
+    ours, theirs = Ledger(path, clock, clock), Ledger(path, clock, clock, degraded)
     ours.revoke("00000000000000a1", NOW + 3600)
     assert theirs.check("00000000000000a1")
-    BREAKAGES[how](tmp_path / "t.sqlite")
+    kept = path.read_bytes()
+    BREAKAGES[how](path)
     clock.now += 4
     assert theirs.check("00000000000000a1") and not theirs.check("00000000000000a2"), "what was read still counts"
+    assert str(path) in degraded["tokens"] and "SYSTEMMANAGER_SHARED_SECRET" in degraded["tokens"]
     clock.now += 1
     with pytest.raises(Unavailable):
         theirs.check("00000000000000a2")
+    path.write_bytes(kept)
+    clock.now += 1
+    assert theirs.check("00000000000000a1") and not theirs.check("00000000000000a2") and degraded == {}
+
+
+def test_health_says_that_tokens_can_t_be_judged_and_nobody_gets_in_with_one(tmp_path: Path) -> None:
+    """As the gateway is made from its settings."""
+    given = {"SYSTEMMANAGER_STATE_DIR": str(tmp_path / "state"), "SYSTEMMANAGER_SHARED_SECRET": SECRET}
+
+    async def work() -> dict[str, Any]:
+        async with app.running(Settings.model_validate(given)) as running:
+            degraded = running.gateway.degraded
+            async with modes.authentication(running.settings, running.state, degraded) as authentication:
+                (running.state.folder / "tokens.sqlite").unlink()
+                token, _ = mint(modes.keys_of(running.settings, running.state), "agent", ["readonly"], 3600)
+                async with served(running.gateway, authentication) as there:
+                    assert await asyncio.to_thread(status, there.url, token) == 401
+                reply = await running.gateway.call(OPERATOR, "health_check", {})
+        return reply.as_dict()
+
+    data = run(work())["results"][0]["data"]
+    assert data["status"] == "degraded" and "put back from a backup" in data["problems"]["tokens"]
 
 
 def test_a_ledger_that_was_never_read_lets_nobody_in(tmp_path: Path) -> None:

@@ -36,11 +36,12 @@ def serve(given: Settings, *, announce: bool) -> None:
 
 async def _serve(given: Settings, announce: bool) -> None:
     from systemmanager.server import app, http, systemd
+    from systemmanager.server.auth import modes
 
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(app.running(given))
-        modes = app.authentication(given, running.state, running.gateway.degraded)
-        authentication = await stack.enter_async_context(modes)
+        switched_on = modes.authentication(given, running.state, running.gateway.degraded)
+        authentication = await stack.enter_async_context(switched_on)
         server = running.server(app.caller_of(running.gateway, authentication))
         running.reload_on_hangup()
 
@@ -133,29 +134,27 @@ def mint(given: Settings, agent: str, scopes: str, ttl: str, targets: str | None
 
 
 def _mint(given: Settings, state: State, agent: str, scopes: str, ttl: str, targets: str | None) -> str:
-    from systemmanager.server import app
-    from systemmanager.server.auth import ledger, tokens
+    from systemmanager.server.auth import ledger, modes, tokens
 
     names = [name.strip() for name in scopes.split(",") if name.strip()]
-    token, made = tokens.mint(app.keys_of(given, state), agent, names, tokens.duration(ttl), targets)
+    token, made = tokens.mint(modes.keys_of(given, state), agent, names, tokens.duration(ttl), targets)
     assert made.id is not None and made.expires_at is not None
     held = " ".join(sorted(scope for grant in made.limits or () for scope in grant.scopes))
-    app.ledger_of(state).add(ledger.Minted(made.id, agent, held, targets, time.time(), made.expires_at))
+    modes.ledger_of(state).add(ledger.Minted(made.id, agent, held, targets, time.time(), made.expires_at))
     _event(given, state, "token mint", {"id": made.id, "agent": agent, "scopes": names, "ttl": ttl, "targets": targets})
     return token
 
 
 def inspect(given: Settings, token: str) -> None:
     """Print what a token of this gateway says; exits 1 with the reason when it is not accepted."""
-    from systemmanager.server import app
-    from systemmanager.server.auth import identity, tokens
+    from systemmanager.server.auth import identity, modes, tokens
 
     state = prepare_state(given)
-    keys = app.keys_of(given, state)
+    keys = modes.keys_of(given, state)
     try:
         claims = tokens.claims_of(keys, token)
         print(json.dumps(claims, indent=2))
-        if app.ledger_of(state).check(str(tokens.verify(keys, token).id)):
+        if modes.ledger_of(state).check(str(tokens.verify(keys, token).id)):
             raise tokens.BadToken("is revoked")
     except identity.Refused as error:
         raise ConfigError([Problem("token", str(error))]) from error
@@ -163,14 +162,13 @@ def inspect(given: Settings, token: str) -> None:
 
 def revoke(given: Settings, ids: Sequence[str], agent: str | None, token: str | None) -> None:
     """Revoke tokens by id, all of an agent, or one by itself; running gateways refuse them within seconds."""
-    from systemmanager.server import app
-    from systemmanager.server.auth import tokens
+    from systemmanager.server.auth import modes, tokens
 
     state = prepare_state(given)
-    book, latest = app.ledger_of(state), time.time() + tokens.MOST_TTL
+    book, latest = modes.ledger_of(state), time.time() + tokens.MOST_TTL
     try:
         if token is not None:
-            ids = (*ids, str(tokens.claims_of(app.keys_of(given, state), token)["jti"]))
+            ids = (*ids, str(tokens.claims_of(modes.keys_of(given, state), token)["jti"]))
         for id in ids:
             if not tokens.ID.fullmatch(id):
                 raise ValueError(f"{id[:40]!r} is no id of a token: token list shows them")
@@ -185,9 +183,9 @@ def revoke(given: Settings, ids: Sequence[str], agent: str | None, token: str | 
 
 def minted(given: Settings) -> None:
     """The tokens that have not expired: a table on a terminal, else JSON lines."""
-    from systemmanager.server import app
+    from systemmanager.server.auth import modes
 
-    found = app.ledger_of(prepare_state(given)).all()
+    found = modes.ledger_of(prepare_state(given)).all()
     if out.is_terminal:
         out.print(terminal.tokens_table(map(asdict, found)))
         return

@@ -14,12 +14,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from systemmanager import __version__
-from systemmanager.approvals.answers import Answered, NoAnswer, plain
+from systemmanager.approvals.answers import MOST_BYTES, Answered, NoAnswer, plain, read
 from systemmanager.approvals.store import Asked
 from systemmanager.executors.web import trusted
 
@@ -31,11 +30,6 @@ WINDOW = 300
 
 WITHIN = 10.0
 """Seconds for the whole exchange; a call waits that long for an answer at once."""
-
-MOST_BYTES = 16 * 1024
-"""Of an answer."""
-
-_APPROVER = re.compile(r"[!-~](?:[ -~]{0,252}[!-~])?")
 
 
 @dataclass(frozen=True)
@@ -100,28 +94,3 @@ class Webhook:
         wanted = f"v1={self._signature(timestamp, body)}"
         if not hmac.compare_digest(wanted.encode(), signature.encode("utf-8", "replace")):
             raise NoAnswer("the signature is missing or wrong")
-
-
-def read(content: bytes, *, id: str | None = None) -> Answered:
-    """The answer in a body, for this id when it came by itself. Raises `NoAnswer`. The store judges its digest."""
-    try:
-        found = json.loads(content, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        raise NoAnswer("the answer is no plain JSON") from None
-    if not isinstance(found, dict) or not isinstance(approved := found.get("approved"), bool):
-        raise NoAnswer("`approved` is neither true nor false")
-    if not isinstance(echoed := found.get("digest"), str):
-        raise NoAnswer("the answer echoes no digest")
-    if id is not None and found.get("id") != id:
-        raise NoAnswer("the answer is for another id")
-    person = found.get("approver")
-    if not isinstance(person, str) or not _APPROVER.fullmatch(person) or person.lower().startswith("local:"):
-        raise NoAnswer("`approver` names nobody")
-    return Answered(person, approved, echoed)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose every name stands once: what stands twice means two things to two readers."""
-    if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
 import structlog
 from fastmcp import FastMCP
 from fastmcp.server.dependencies import get_access_token, get_http_request
@@ -21,7 +20,6 @@ from systemmanager import __version__, logs, policyfile, registry, sandbox
 from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
-from systemmanager.approvals.webhook import Webhook
 from systemmanager.errors import ConfigError, Problem, Unauthenticated
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.own_files import OwnFiles
@@ -32,13 +30,8 @@ from systemmanager.operation import CATALOGUE
 from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
 from systemmanager.server import systemd
-from systemmanager.server.auth import issuer, tailnet
-from systemmanager.server.auth.authentication import Authentication, GatewayAccess, Tokens, peer
+from systemmanager.server.auth.authentication import Authentication, GatewayAccess, peer
 from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
-from systemmanager.server.auth.ledger import Ledger
-from systemmanager.server.auth.oidc import Oidc
-from systemmanager.server.auth.resource import Resource
-from systemmanager.server.auth.tokens import Keys
 from systemmanager.server.changes import Changes
 from systemmanager.server.guard import Guard, GuardedServer
 from systemmanager.server.listing import Listing
@@ -47,6 +40,9 @@ from systemmanager.server.prompts import add_prompts
 from systemmanager.server.resources import add_resources
 from systemmanager.server.tools import Caller, OperationTool
 from systemmanager.settings import Settings, State, prepare_state
+
+if TYPE_CHECKING:
+    from systemmanager.approvals.webhook import Webhook
 
 INSTRUCTIONS = """\
 SystemManager looks at and changes a fleet of machines. list_targets shows what there is; most tools take `target`
@@ -273,10 +269,14 @@ def _secrets(settings: Settings, state: State) -> frozenset[str]:
     return frozenset((*state.secrets(settings), *given))
 
 
-def webhook_of(settings: Settings) -> Webhook | None:
+def webhook_of(settings: Settings) -> "Webhook | None":
     """The approval webhook, where one is configured."""
     url, secret = settings.approval_webhook_url, settings.approval_webhook_secret
-    return None if url is None or secret is None else Webhook(url, secret.get_secret_value(), settings.base_url)
+    if url is None or secret is None:
+        return None
+    from systemmanager.approvals.webhook import Webhook
+
+    return Webhook(url, secret.get_secret_value(), settings.base_url)
 
 
 def approvals_of(state: State) -> ApprovalStore:
@@ -286,49 +286,6 @@ def approvals_of(state: State) -> ApprovalStore:
         return ApprovalStore(path)
     except (sqlite3.Error, OSError) as error:
         raise ConfigError([Problem(str(path), f"can't be used: {error}")]) from None
-
-
-def keys_of(settings: Settings, state: State) -> Keys:
-    """The keys of the gateway's own tokens. Raises `ConfigError`."""
-    return Keys(state.audience(settings), *state.secrets(settings))
-
-
-def ledger_of(state: State) -> Ledger:
-    """The minted tokens. Raises `ConfigError`."""
-    path = state.folder / "tokens.sqlite"
-    try:
-        return Ledger(path)
-    except (sqlite3.Error, OSError) as error:
-        raise ConfigError([Problem(str(path), f"can't be used: {error}")]) from None
-
-
-@asynccontextmanager
-async def authentication(settings: Settings, state: State, degraded: dict[str, str]) -> AsyncIterator[Authentication]:
-    """How HTTP clients prove who they are, by every mode that is switched on. Raises `ConfigError`."""
-    modes = Authentication()
-    if "token" in settings.auth_modes:
-        modes.tokens = Tokens(keys_of(settings, state), ledger_of(state))
-    async with AsyncExitStack() as stack:
-        if "oidc" in settings.auth_modes:
-            client = await stack.enter_async_context(issuer.client())
-            modes.issuer, modes.resource = oidc_of(settings, client, degraded)
-            stack.push_async_callback(modes.issuer.close)
-        if "tailscale" in settings.auth_modes:
-            client = await stack.enter_async_context(tailnet.client(settings.tailscale_socket))
-            path, capability = settings.tailscale_socket, settings.tailscale_capability
-            modes.tailnet = tailnet.Tailnet(path, client, capability, degraded)
-            stack.push_async_callback(modes.tailnet.close)
-        yield modes
-
-
-def oidc_of(settings: Settings, client: httpx.AsyncClient, degraded: dict[str, str]) -> tuple[Oidc, Resource]:
-    """The verifier of an issuer's tokens, and what leads a client to one."""
-    secret, id = settings.oidc_client_secret, settings.oidc_client_id
-    assert settings.oidc_issuer is not None and settings.base_url is not None
-    own = None if secret is None or id is None else (id, secret.get_secret_value())
-    resource = Resource(settings.base_url, settings.oidc_issuer)
-    asked = issuer.Issuer(settings.oidc_issuer, client, own, degraded)
-    return Oidc(asked, resource.audiences, client_id=id, subject_claim=settings.oidc_subject_claim), resource
 
 
 def build(gateway: Gateway, caller: Caller) -> FastMCP:

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from fastmcp.server.auth import AccessToken
@@ -14,11 +15,16 @@ from starlette.types import Scope
 
 from systemmanager.server.auth.identity import Identity, Missing, Refused, Unavailable
 from systemmanager.server.auth.ledger import Ledger
-from systemmanager.server.auth.oidc import Oidc
 from systemmanager.server.auth.resource import Resource
-from systemmanager.server.auth.tailnet import FUNNEL, Tailnet
 from systemmanager.server.auth.throttle import Throttle, Throttled
 from systemmanager.server.auth.tokens import BadToken, Keys, verify
+
+if TYPE_CHECKING:
+    from systemmanager.server.auth.oidc import Oidc
+    from systemmanager.server.auth.tailnet import Tailnet
+
+FUNNEL = b"tailscale-funnel-request"
+"""A header of requests that `tailscale funnel` lets in."""
 
 MOST_REMEMBERED = 4096
 """Verified tokens that are remembered; the one that was not used for longest makes room."""
@@ -73,9 +79,9 @@ class Authentication:
     """The modes that are switched on. A request with a bearer token is judged by that token and by nothing else."""
 
     tokens: Tokens | None = None
-    issuer: Oidc | None = None
+    issuer: "Oidc | None" = None
     resource: Resource | None = None
-    tailnet: Tailnet | None = None
+    tailnet: "Tailnet | None" = None
     throttle: Throttle = field(default_factory=Throttle)
     clock: Callable[[], float] = time.time
     _remembered: OrderedDict[bytes, tuple[AuthenticatedUser, Identity, float]] = field(default_factory=OrderedDict)
@@ -83,21 +89,26 @@ class Authentication:
     async def user(self, scope: Scope) -> AuthenticatedUser:
         """Who makes this request. Raises `Missing` without a credential, `Refused` for one that is no good, and
         `Throttled` unheard for an address with too many of those."""
-        where, digest = peer(scope), b""
-        try:
+        where = peer(scope)
+        with self.throttle.attempt(where, heard=True):
             token = _token(scope)
-            digest = b"" if token is None else hashlib.sha256(token.encode()).digest()
-            if (known := self._known(digest)) is not None:
-                return known
-            if digest not in self._remembered:  # one that was good is heard again: a flood beside it is not its fault
-                self.throttle.check(where)
-            return await self._of_the_tailnet(scope) if token is None else await self._verified(token, digest)
-        except (Throttled, Unavailable):
-            raise
-        except Refused:
-            self._remembered.pop(digest, None)
-            self.throttle.failed(where)
-            raise
+        digest = b"" if token is None else hashlib.sha256(token.encode()).digest()
+        # One that was good, or whom tailscaled names, is heard: a flood beside it is not its fault.
+        heard = digest in self._remembered or (token is None and self._brought(scope))
+        with self.throttle.attempt(where, heard=heard):
+            try:
+                return self._known(digest) or await self._identified(scope, token, digest)
+            except Unavailable:
+                raise
+            except Refused:
+                self._remembered.pop(digest, None)
+                raise
+
+    def _brought(self, scope: Scope) -> bool:
+        return self.tailnet is not None and self.tailnet.brings(scope)
+
+    async def _identified(self, scope: Scope, token: str | None, digest: bytes) -> AuthenticatedUser:
+        return await self._of_the_tailnet(scope) if token is None else await self._verified(token, digest)
 
     def own(self, user: AuthenticatedUser) -> bool:
         """Whether it is a token of the gateway's own that was verified."""

@@ -41,23 +41,28 @@ class Door:
         resource = self._authentication.resource
         document = resource.documents.get(scope["path"]) if resource is not None else None
         if document is None:
-            return _error(404, "not_found", "there is nothing here")
+            return error(404, "not_found", "there is nothing here")
         if scope["method"] not in ("GET", "HEAD"):
-            return _error(405, "method_not_allowed", "GET only", {"Allow": "GET, HEAD"})
+            return error(405, "method_not_allowed", "GET only", {"Allow": "GET, HEAD"})
         return JSONResponse(document, headers={"Cache-Control": "max-age=300"})
 
     def _challenge(self, refused: Refused) -> Response:
         """401 (RFC 6750, section 3): `error` only where a credential was given; never why it is no good."""
         if isinstance(refused, Throttled):
-            wait = {"Retry-After": str(refused.seconds)}
-            return _error(429, "too_many_attempts", "too many failed attempts from this address", wait)
+            return throttled(refused)
         missing, resource = isinstance(refused, Missing), self._authentication.resource
         parts = [] if missing else ['error="invalid_token"']
         parts += resource.challenge if resource is not None else []
         message = "this needs a bearer token" if missing else "the credential is not accepted"
         header = " ".join(["Bearer", ", ".join(parts)]).strip()
-        return _error(401, "unauthorized", message, {"WWW-Authenticate": header})
+        return error(401, "unauthorized", message, {"WWW-Authenticate": header})
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+def throttled(many: Throttled) -> Response:
+    """What an address is told that has had too many attempts."""
+    wait = {"Retry-After": str(many.seconds)}
+    return error(429, "too_many_attempts", "too many failed attempts from this address", wait)
+
+
+def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)

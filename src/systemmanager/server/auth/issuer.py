@@ -22,13 +22,19 @@ KEYS_AT_MOST = 3600.0
 """Seconds for which keys count while the issuer does not answer."""
 
 PAUSE = 2.0
-"""Seconds for which nobody asks again after no answer came: until then everybody is refused at once."""
+"""Seconds for which nobody asks again after no answer came, or one that is no answer: until then everybody is refused
+at once, so that a flood of unknown tokens is no flood of questions."""
 
 NEW_KEY_EVERY = 10.0
 """Seconds between questions for keys because of an unknown key id, which anybody can make up."""
 
 LEAST_MODULUS = 342
 """Characters of an RSA modulus of 2,048 bits."""
+
+_OURS = dict.fromkeys(
+    (401, 403), ": are SYSTEMMANAGER_OIDC_CLIENT_ID and SYSTEMMANAGER_OIDC_CLIENT_SECRET those of a client there?"
+)
+"""What a status says about the gateway's own settings."""
 
 log = structlog.get_logger("systemmanager")
 
@@ -67,7 +73,7 @@ class Issuer:
         if endpoint is None:
             raise Refused("an opaque token, and the issuer has no introspection endpoint")
         body = {"token": token, "token_type_hint": "access_token"}
-        return await self._ask("POST", endpoint, data=body, auth=self._auth)
+        return await self._ask("POST", endpoint, said=400, data=body, auth=self._auth)
 
     async def key(self, id: str | None) -> Key:
         """The public key of an id; without an id the only one. Raises `Refused` when there is none."""
@@ -101,16 +107,14 @@ class Issuer:
     async def _fetch_metadata(self) -> None:
         openid, oauth = _wellknown(self.name)
         try:
-            found = await self._ask("GET", openid)
+            found = await self._ask("GET", openid, said=404)
         except Status as error:
             if error.status != 404:
                 raise
             found = await self._ask("GET", oauth)
         if found.get("issuer") != self.name:
             why = f"the issuer says that it is {str(found.get('issuer'))[:200]!r}, to the letter; the setting differs"
-            self._degraded["oidc"] = why
-            log.error("the issuer is another one", why=why)
-            raise Unavailable(why)
+            raise self._out(why)
         self._metadata = Metadata(self._endpoint(found, "introspection_endpoint"), self._endpoint(found, "jwks_uri"))
         self._read_metadata = self._ticks()
 
@@ -125,7 +129,7 @@ class Issuer:
             or not trusted_url(url.partition("?")[0])
             or (plain and self.name.startswith("https"))
         ):
-            raise Unavailable(f"the issuer's {name} is no https address")
+            raise self._out(f"the issuer's {name} is no https address")
         return url
 
     async def _fetch_keys(self) -> None:
@@ -134,25 +138,30 @@ class Issuer:
             raise Refused("a signed token, and the issuer has no keys")
         given = (await self._ask("GET", endpoint)).get("keys")
         if not isinstance(given, list):
-            raise Unavailable(f"{endpoint} answered no keys")
+            raise self._out(f"{endpoint} answered no keys")
         usable = (key for one in given[:100] if (key := _key(one)) is not None)
         self._keys = {key.kid: key for key in usable}
         self._read_keys = self._ticks()
 
-    async def _ask(self, method: str, url: str, **fields: Any) -> dict[str, Any]:
+    async def _ask(self, method: str, url: str, said: int | None = None, **fields: Any) -> dict[str, Any]:
+        """`said` is a status that says something about this question, and nothing about the issuer."""
         if self._ticks() - self._down < PAUSE:
             raise Unavailable(f"{self.name} did not answer a moment ago")
         try:
             answer = await ask(self._client, method, url, **fields)
-        except Status:
-            raise
         except Unavailable as error:
-            self._down = self._ticks()
-            self._degraded["oidc"] = str(error)
-            log.warning("the issuer does not answer: nobody with a token of its own is let in", why=str(error))
+            status = error.status if isinstance(error, Status) else None
+            if status is None or status != said:
+                self._out(f"{error}{_OURS.get(status or 0, '')}")
             raise
         self._degraded.pop("oidc", None)
         return answer
+
+    def _out(self, why: str) -> Unavailable:
+        """Nobody can be verified now: this is said, and nobody asks again for a moment."""
+        self._down, self._degraded["oidc"] = self._ticks(), why
+        log.warning("the issuer does not answer: nobody with a token of its own is let in", why=why)
+        return Unavailable(why)
 
     async def close(self) -> None:
         await self._together.close()

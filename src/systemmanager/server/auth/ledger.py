@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from systemmanager.errors import NotFound
 from systemmanager.server.auth.identity import Unavailable
 from systemmanager.statefile import StateFile
@@ -16,12 +18,20 @@ FRESH = 1.0
 STALE = 5.0
 """Seconds after which a list that can't be read any more counts for nothing: then no token is accepted."""
 
+_REMEDY = (
+    "no token is accepted until it is put back from a backup; if there is none, change SYSTEMMANAGER_SHARED_SECRET, "
+    "which ends every token, and restart"
+)
+"""A new file would know nothing of what was revoked."""
+
 _SCHEMA = (
     """CREATE TABLE token (
     id TEXT PRIMARY KEY, subject TEXT NOT NULL, scopes TEXT NOT NULL, targets TEXT, minted REAL NOT NULL,
     expires REAL NOT NULL, revoked REAL
     ) STRICT""",
 )
+
+log = structlog.get_logger("systemmanager")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,10 @@ class Ledger:
         path: Path,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        degraded: dict[str, str] | None = None,
     ) -> None:
+        """`degraded` is told when the file can't be read."""
+        self._degraded = {} if degraded is None else degraded
         self._file, self._clock, self._ticks = StateFile(path, (_SCHEMA,)), clock, ticks
         self._revoked: frozenset[str] = frozenset()
         self._tried = self._read = -STALE
@@ -93,8 +106,12 @@ class Ledger:
                 with self._file.reading() as database:
                     rows = database.execute("SELECT id FROM token WHERE revoked IS NOT NULL").fetchall()
                 self._revoked, self._read = frozenset(id for (id,) in rows), now
+                self._degraded.pop("tokens", None)
             except sqlite3.Error as error:
                 self._problem = str(error)
+                if "tokens" not in self._degraded:
+                    log.error("the list of revoked tokens can't be read", path=str(self._file.path), error=str(error))
+                self._degraded["tokens"] = f"{self._file.path} can't be read ({error}): {_REMEDY}"
         if now - self._read >= STALE:
             raise Unavailable(f"the list of revoked tokens can't be read: {self._problem}")
         return id in self._revoked

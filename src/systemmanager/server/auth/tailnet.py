@@ -32,7 +32,7 @@ PAUSE = 1.0
 
 MOST_REMEMBERED = 4096
 DEFAULT_CAPABILITY = "example.com/cap/systemmanager"
-LOGIN, CAPABILITIES, FUNNEL = b"tailscale-user-login", b"tailscale-app-capabilities", b"tailscale-funnel-request"
+LOGIN, CAPABILITIES = b"tailscale-user-login", b"tailscale-app-capabilities"
 
 _API = "http://local-tailscaled.sock/localapi/v0"
 _LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*@[A-Za-z0-9][A-Za-z0-9.-]*", re.ASCII)
@@ -76,6 +76,15 @@ class Tailnet:
         if str(peer[0]).startswith(UID):
             return await self._by_headers(int(str(peer[0]).removeprefix(UID)), scope)
         return await self._by_address(_address(str(peer[0]), int(peer[1])))
+
+    def brings(self, scope: Scope) -> bool:
+        """Whether tailscaled itself brings a request, over a unix socket, and says whose it is."""
+        name = str((scope.get("client") or ("",))[0])
+        try:
+            itself = name.startswith(UID) and int(name.removeprefix(UID)) == self._tailscaled()
+        except Unavailable:
+            return False
+        return itself and any(header == LOGIN for header, _ in scope["headers"])
 
     async def close(self) -> None:
         await self._together.close()

@@ -4,10 +4,11 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from systemmanager.server.auth.identity import Refused
+from systemmanager.server.auth.identity import Refused, Unavailable
 
 AT_ONCE, EVERY = 20, 3.0
 """Failed attempts of one address that are heard at once, and seconds after which one more is."""
@@ -40,6 +41,36 @@ class Throttle:
     def __init__(self, ticks: Callable[[], float] = time.monotonic) -> None:
         self._ticks = ticks
         self._failed: OrderedDict[str, _Failed] = OrderedDict()
+
+    @contextmanager
+    def attempt(self, peer: str, *, heard: bool = False) -> Iterator[None]:
+        """One attempt. It counts as failed from its beginning, so that a thousand at a time count a thousand, and is
+        given back unless it ends as `Refused` by a word on the credential itself.
+
+        Raises `Throttled` unheard, for an address that has had too many; one that is `heard` in any case counts when
+        it has failed.
+        """
+        if not heard:
+            self.check(peer)
+            self.failed(peer)
+        failed = False
+        try:
+            yield
+        except Refused as refused:
+            failed = not isinstance(refused, Unavailable)
+            raise
+        finally:
+            if failed and heard:
+                self.failed(peer)
+            elif not failed and not heard:
+                self._give_back(peer)
+
+    def _give_back(self, peer: str) -> None:
+        key, size = _network(peer)
+        if (one := self._failed.get(key)) is not None:
+            one.count, one.at = self._now(one, size) - 1, self._ticks()
+            if one.count <= 0:
+                del self._failed[key]
 
     def check(self, peer: str) -> None:
         """Raises `Throttled` for an address that has had too many."""
