@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from systemmanager.fleet import FleetView, usable
+from systemmanager.fleet import FleetView, Usable
 from systemmanager.gateway import Gateway
-from systemmanager.operation import CATALOGUE
 from systemmanager.registry import Registry
 from systemmanager.request import Grant, Principal
 from tests.support import OPERATOR, fake_gateway, principal, run, target
@@ -122,7 +121,7 @@ def test_an_unreadable_grant_shows_nothing(tmp_path: Path) -> None:
     one = gateway(tmp_path, target("web"))
     agent = principal("admin", targets="((")
     assert FleetView(one, agent).targets() == []
-    assert not usable(agent, CATALOGUE["get_system_status"], one.registry.targets["web"])
+    assert not Usable(agent, one.registry).on(one.registry.targets["web"])
 
 
 def test_a_fault_is_shown_with_its_target(tmp_path: Path) -> None:

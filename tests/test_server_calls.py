@@ -52,7 +52,7 @@ def test_a_defect_beside_the_calls_shows_nothing_either(
 
     async def work() -> Any:
         async with http(tmp_path) as (there, _), there.client(era) as client:
-            monkeypatch.setattr("systemmanager.server.listing.visible", broken)
+            monkeypatch.setattr("systemmanager.server.listing.Usable", broken)
             monkeypatch.setattr("systemmanager.server.resources.FleetView", broken)
             monkeypatch.setattr(Gateway, "last_seen", broken)
             status = "systemmanager://targets/{id}/status"

@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "many-digits": (b"a: " + b"1" * 100_000, "f:1:4: YAML reads this value as int"),
     "deep-flow": (b"[" * 20_000, "f:1:41: is nested deeper than 40 levels"),
     "deep-block": (b"".join(b" " * i + b"a:\n" for i in range(1000)), "is nested deeper than 40 levels"),
-    "too-large": (b"a: " + b"x" * (1024 * 1024), "f: is larger than 1 MiB"),
+    "too-large": (b"a: " + b"x" * (4 * 1024 * 1024), "f: is larger than 4 MiB"),
     "latin-1": ("a: 1\nb: \xe4".encode("latin-1"), "f:2:4: is not UTF-8"),
     "utf-16": ("a: 1".encode("utf-16"), "f:1:1: is not UTF-8"),
     "utf-16-without-mark": ("a: 1".encode("utf-16-le"), "f:1:2: is not valid YAML: "),

@@ -1,18 +1,17 @@
 """The Fleet port: what the gateway answers about itself, narrowed to the rights of the principal who asks."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from systemmanager import __version__
 from systemmanager.arguments import validate
 from systemmanager.audit.reading import query
-from systemmanager.errors import AuditUnavailable, NotFound, UnknownTarget, did_you_mean
+from systemmanager.errors import AuditUnavailable, InvalidArguments, NotFound, did_you_mean
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.ports import Json
+from systemmanager.registry import Registry
 from systemmanager.request import Principal
-from systemmanager.selectors import matches
 from systemmanager.target import EXECUTOR_PORTS, LocalTarget, Target
 
 if TYPE_CHECKING:
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 GATEWAY = "gateway"
 """The target name under which the gateway answers about itself."""
 
+MOST_EXPLAINED = 500
+"""Targets of one explanation: more would not fit into an answer."""
+
 
 @cache
 def gateway_target() -> Target:
@@ -28,32 +30,53 @@ def gateway_target() -> Target:
     return LocalTarget(id=GATEWAY, executor="local", capabilities=("admin",))
 
 
-def usable(principal: Principal, operation: Operation, target: Target) -> bool:
-    """Whether any use of the operation is within the principal's scopes and the target's capabilities and ports."""
-    return operation.port in EXECUTOR_PORTS[target.executor] and any(
-        _any(access.scopes, held) and _any(access.capabilities, target.offers)
-        for held in _held(principal, target)
-        for access in operation.accesses
+def _any(needed: tuple[str, ...], held: frozenset[str]) -> bool:
+    return not needed or not held.isdisjoint(needed)
+
+
+def _usable(operation: Operation, executor: str, offers: frozenset[str], scopes: frozenset[str]) -> bool:
+    """Whether any use of the operation is within these scopes and such a target's capabilities and ports."""
+    return operation.port in EXECUTOR_PORTS[executor] and any(
+        _any(access.scopes, scopes) and _any(access.capabilities, offers) for access in operation.accesses
     )
 
 
-def visible(principal: Principal, operation: Operation, targets: Sequence[Target]) -> bool:
-    """Whether the principal can use the operation on at least one target. A courtesy: the gate does not rely on it."""
-    if operation.selection == "none" or operation.without_targets:
-        return any(principal.holds(access.scopes) for access in operation.accesses)
-    return any(usable(principal, operation, target) for target in targets)
+class Usable:
+    """What a principal can use of a registry. A courtesy: the gate does not rely on it.
 
+    Ten thousand targets are of a few sorts, and each sort is looked at once.
+    """
 
-def _held(principal: Principal, target: Target) -> Iterator[frozenset[str]]:
-    """The scopes of each grant that holds on the target."""
-    for grant in principal.grants:
-        with suppress(UnknownTarget):
-            if grant.targets is None or matches(grant.targets, target):
-                yield grant.scopes
+    def __init__(self, principal: Principal, registry: Registry) -> None:
+        self._principal, self._registry = principal, registry
+        self._grants = [(grant.scopes, registry.granted(grant)) for grant in principal.grants]
+        self._sorts: dict[tuple[str, frozenset[str], tuple[frozenset[str], ...]], frozenset[str]] = {}
 
+    def on(self, target: Target) -> frozenset[str]:
+        """Names of the operations that can be used on a target."""
+        held = tuple(scopes for scopes, ids in self._grants if target.id in ids)
+        if not held:
+            return frozenset()
+        sort = (target.executor, target.offers, held)
+        if (known := self._sorts.get(sort)) is None:
+            known = self._sorts[sort] = frozenset(
+                name
+                for name, operation in CATALOGUE.items()
+                if any(_usable(operation, *sort[:2], scopes) for scopes in held)
+            )
+        return known
 
-def _any(needed: tuple[str, ...], held: frozenset[str]) -> bool:
-    return not needed or any(name in held for name in needed)
+    def anywhere(self) -> frozenset[str]:
+        """Names of the operations that can be used on the gateway itself, or on at least one target."""
+        for target in self._registry.targets.values():
+            self.on(target)
+        own = (
+            name
+            for name, operation in CATALOGUE.items()
+            if (operation.selection == "none" or operation.without_targets)
+            and any(self._principal.holds(access.scopes) for access in operation.accesses)
+        )
+        return frozenset(own).union(*self._sorts.values())
 
 
 class FleetView:
@@ -67,15 +90,11 @@ class FleetView:
         registry = self._gateway.registry
         within = registry.within(self._principal.grants)
         chosen = registry.select([selector], within) if selector else list(registry.targets.values())
-        return [row for target in chosen if (row := self._row(target)) is not None]
+        usable = Usable(self._principal, registry)
+        return [row for target in chosen if (row := self._row(target, usable)) is not None]
 
-    def _row(self, target: Target) -> Json | None:
-        tools = [
-            operation.name
-            for operation in CATALOGUE.values()
-            if operation.port != "Fleet" and usable(self._principal, operation, target)
-        ]
-        if not tools:
+    def _row(self, target: Target, usable: Usable) -> Json | None:
+        if not usable.on(target):
             return None
         metadata = target.metadata
         row: Json = {"id": target.id, "kind": target.executor, "capabilities": sorted(target.offers)}
@@ -92,6 +111,9 @@ class FleetView:
         own, _ = validate(operation, {**arguments, **_selection(operation, target)})
         gateway, principal = self._gateway, self._principal
         targets = gateway.chosen(principal, operation, (target,), gateway.registry)
+        if len(targets) > MOST_EXPLAINED:
+            said = f"{len(targets)} targets are too many to explain at once: {MOST_EXPLAINED} at most"
+            raise InvalidArguments(said, hint="Name one target, or those that matter.")
         rows = []
         for chosen, decision in zip(targets, gateway.explain(principal, operation, own, targets), strict=True):
             row: Json = {"target": chosen.id, "answer": decision.answer.value}

@@ -1,6 +1,6 @@
 """YAML as people meant it: strict loading that keeps the place of every value, for error messages with line and column.
 
-Only plain data: no tags, anchors, aliases or merge keys (an alias bomb needs them), no duplicate keys, at most 1 MiB,
+Only plain data: no tags, anchors, aliases or merge keys (an alias bomb needs them), no duplicate keys, at most 4 MiB,
 at most 40 levels. Plain words that YAML 1.1 reads as something else than they look like (`no`, `0755`, `22:22`, `.nan`)
 are refused.
 """
@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from systemmanager.errors import ConfigError, Problem, nearest
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 40
 
 _TAG = "tag:yaml.org,2002:"
@@ -72,7 +72,7 @@ def load(path: Path, name: str | None = None) -> Loaded:
     except OSError as error:
         raise ConfigError([Problem(where, f"can't be read: {error.strerror}")]) from error
     if len(raw) > MAX_BYTES:
-        raise ConfigError([Problem(where, "is larger than 1 MiB")])
+        raise ConfigError([Problem(where, "is larger than 4 MiB")])
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

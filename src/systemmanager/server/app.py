@@ -6,7 +6,7 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -99,6 +99,7 @@ class Running:
     state: State
     own_files: OwnFiles
     changes: Changes | None = None
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def server(self, caller: Caller) -> FastMCP:
         """The MCP server of this gateway; its clients hear of each reload."""
@@ -123,13 +124,14 @@ class Running:
     async def reload(self) -> None:
         """Read policy.yaml and targets.yaml again: a good file replaces the old one whole; a bad one is logged, and
         the last good one stays."""
-        systemd.reloading()
-        try:
-            changed = [await self._reload_policy(), await self._reload_registry()]
-            if self.changes is not None and any(changed):
-                await self.changes.announce()
-        finally:
-            systemd.ready(self.status())
+        async with self._one_at_a_time:
+            systemd.reloading()
+            try:
+                changed = [await self._reload_policy(), await self._reload_registry()]
+                if self.changes is not None and any(changed):
+                    await self.changes.announce()
+            finally:
+                systemd.ready(self.status())
 
     def status(self) -> str:
         """One line for `systemctl status`."""
@@ -165,7 +167,8 @@ class Running:
     async def _read(self, name: str, load: Callable[[Settings], T]) -> T | None:
         """One file of the configuration, or None when it is not valid: then the gateway is degraded."""
         try:
-            newer = load(self.settings)
+            # In a thread: to read ten thousand targets takes seconds, and calls go on meanwhile.
+            newer = await asyncio.to_thread(load, self.settings)
         except ConfigError as error:
             self.gateway.degraded[name] = f"{name}.yaml was not reloaded: {error.problems[0]}"
             for problem in error.problems:

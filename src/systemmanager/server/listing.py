@@ -8,7 +8,7 @@ from fastmcp.server.transforms import GetToolNext, Transform
 from fastmcp.tools import Tool
 from fastmcp.utilities.versions import VersionSpec
 
-from systemmanager.fleet import visible
+from systemmanager.fleet import Usable
 from systemmanager.gateway import Gateway
 from systemmanager.operation import CATALOGUE
 from systemmanager.server.prompts import QUESTIONS, tools_of
@@ -26,25 +26,26 @@ class Listing(Transform):
         self._gateway, self._caller = gateway, caller
 
     async def list_tools(self, tools: Sequence[Tool]) -> Sequence[Tool]:
-        order = {name: place for place, name in enumerate(CATALOGUE)}
-        shown = (tool for tool in tools if tool.name not in CATALOGUE or self._visible(tool.name))
+        order, usable = {name: place for place, name in enumerate(CATALOGUE)}, self._usable()
+        shown = (tool for tool in tools if tool.name not in CATALOGUE or tool.name in usable)
         return sorted(shown, key=lambda tool: (order.get(tool.name, -1), tool.name))
 
-    def _visible(self, tool: str) -> bool:
-        """Whether the caller can use a tool on some target. Nobody calls while the server starts: nothing is shown."""
+    def _usable(self) -> frozenset[str]:
+        """The tools that the caller can use on some target. Nobody calls while the server starts: nothing is shown."""
         try:
             principal = self._caller()
         except PermissionError:
-            return False
-        return tool in CATALOGUE and visible(principal, CATALOGUE[tool], list(self._gateway.registry.targets.values()))
+            return frozenset()
+        return Usable(principal, self._gateway.registry).anywhere()
 
     async def list_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-        order = {question.name: place for place, question in enumerate(QUESTIONS)}
-        shown = (prompt for prompt in prompts if all(map(self._visible, tools_of(prompt.name))))
+        order, usable = {question.name: place for place, question in enumerate(QUESTIONS)}, self._usable()
+        shown = (prompt for prompt in prompts if usable.issuperset(tools_of(prompt.name)))
         return sorted(shown, key=lambda prompt: (order.get(prompt.name, -1), prompt.name))
 
     async def list_resource_templates(self, templates: Sequence[ResourceTemplate]) -> Sequence[ResourceTemplate]:
-        return [one for one in templates if one.name != STATUS_NAME or self._visible("get_system_status")]
+        usable = self._usable()
+        return [one for one in templates if one.name != STATUS_NAME or "get_system_status" in usable]
 
     async def get_tool(self, name: str, call_next: GetToolNext, *, version: VersionSpec | None = None) -> Tool | None:
         found = await call_next(name, version=version)

@@ -1,5 +1,6 @@
 """What a client may read without a call: the registry, and each target's last status. Judged and audited as calls."""
 
+from itertools import islice
 from typing import Any
 
 import mcp_types
@@ -18,6 +19,9 @@ STATUS = "systemmanager://targets/{id}/status"
 STATUS_NAME = "target_status"
 MOST_TARGETS = 1000
 """Rows of the registry resource; `list_targets` pages through more."""
+
+MOST_COMPLETIONS = 100
+"""Of MCP; with more than that, the client is told that there are more."""
 
 _JSON = "application/json"
 
@@ -51,8 +55,9 @@ def add_resources(server: FastMCP, gateway: Gateway, caller: Caller) -> None:
 
 
 def usable_ids(gateway: Gateway, principal: Principal, begin: str) -> list[str]:
-    """Ids that begin with `begin`, of the targets that the principal may use."""
-    return [row["id"] for row in FleetView(gateway, principal).targets() if row["id"].startswith(begin)]
+    """Ids that begin with `begin`, of the targets that the principal may use; one more than a completion may hold."""
+    found = (row["id"] for row in FleetView(gateway, principal).targets() if row["id"].startswith(begin))
+    return list(islice(found, MOST_COMPLETIONS + 1))
 
 
 def _content(reply: Reply, uri: str) -> ResourceResult:
