@@ -26,6 +26,8 @@ def _tool(operation: Operation) -> str:
     for value, access in operation.cases.items():
         if access.scopes != operation.access.scopes:
             scopes += f"; {value}: `{access.scopes[0]}`"
+    for begins, form in operation.forms.items():
+        scopes += f"; {begins}...: `{form.access.scopes[0]}`, {form.access.risk}"
     return f"| `{operation.name}({', '.join(parameters)})` | {scopes} | {risk} | {summary(operation)} |"
 
 

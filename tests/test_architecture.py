@@ -13,7 +13,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 VOCABULARY = {"addresses", "errors", "fencing", "params", "ports", "operation", "target", "request", "scopes", "stacks"}
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": VOCABULARY,
-    "operations": (VOCABULARY - {"target", "request"}) | {"operations", "paging"},
+    "diagnosis": {"diagnosis"},  # text in, a diagnosis out: no port, no clock, nothing but the standard library
+    "operations": (VOCABULARY - {"target", "request"}) | {"operations", "paging", "diagnosis"},
     "policy": VOCABULARY | {"policy"},
     # executors: what a stack was deployed with is kept (statefile), and what Compose says is cleaned of it (redaction)
     "executors": VOCABULARY | {"executors", "redaction", "statefile"},

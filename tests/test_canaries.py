@@ -247,7 +247,7 @@ class Engine:
         config = {"Env": self.text.split("\n"), "Labels": self.labels}
         return {"Id": "1" * 64, "Name": "/web", "State": state, "Config": config, "RestartCount": 0}
 
-    async def logs(self, name: str, lines: int) -> Tail:
+    async def logs(self, name: str, lines: int, *, stamped: bool = False) -> Tail:
         return Tail(self.text)
 
     async def act(self, action: str, name: str) -> None:

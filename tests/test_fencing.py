@@ -146,6 +146,11 @@ NAMES = frozenset(
     StackDifference.networks_added StackDifference.networks_removed StackDifference.exempted ChangedService.service
     ChangedService.fields ServiceImage.service ServiceImage.image ServiceImage.digest StackRemoval.stack
     StackRemoval.containers StackRemoval.volumes_removed StackRemoval.volumes_kept
+    ErrorGroup.first_seen ErrorGroup.last_seen
+    ErrorGroup.severity ErrorGroup.trace LikelyCause.cause LikelyCause.sentence LikelyCause.facts LogAnalysis.source
+    LogAnalysis.ai LogAnalysis.recommendations LogAnalysis.state LogAnalysis.summary OtherCause.cause
+    PerformanceIssue.issue PerformanceIssue.sentence Related.container Related.cause Related.state Statistics.first
+    Statistics.last Statistics.levels TimelineRow.time TimelineRow.source
     """,
     )
 )
@@ -187,6 +192,7 @@ def test_operations_that_read_what_others_wrote_are_untrusted() -> None:
         "query_audit", "get_top_processes", "get_active_connections", "dns_lookup", "check_ssl_certificate",
         "http_request_test", "manage_container", "update_docker_container", "file_operations", "get_service_status",
         "manage_service", "audit_security", "get_stack_status", "deploy_stack", "update_stack",
+        "analyze_container_logs",
     }  # fmt: skip
 
 

@@ -24,8 +24,9 @@ SAMPLES: list[Any] = [
     ["sample1"], [443], "1",
 ]  # fmt: skip
 
-PROGRAMMED = sorted(name for name, one in CATALOGUE.items() if one.port in ("Shell", "Network"))
-OTHERS = sorted(name for name, one in CATALOGUE.items() if one.port not in ("Shell", "Network", "Fleet"))
+EVERY = {name + begins: form for name, one in CATALOGUE.items() for begins, form in {"": one, **one.forms}.items()}
+PROGRAMMED = sorted(name for name, one in EVERY.items() if one.port in ("Shell", "Network"))
+OTHERS = sorted(name for name, one in EVERY.items() if one.port not in ("Shell", "Network", "Fleet"))
 
 
 class Recording:
@@ -130,14 +131,14 @@ def misread(operation: Operation) -> list[str]:
 
 @pytest.mark.parametrize("name", PROGRAMMED)
 def test_no_text_that_starts_with_a_dash_is_an_option(name: str) -> None:
-    assert list(uses(CATALOGUE[name])), "no valid arguments were found: give SAMPLES one"
-    assert misread(CATALOGUE[name]) == []
+    assert list(uses(EVERY[name])), "no valid arguments were found: give SAMPLES one"
+    assert misread(EVERY[name]) == []
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operations_take_no_dash_where_a_name_is_meant(name: str) -> None:
-    """They run no program, but an option is no name. What is searched for may be anything."""
-    operation, free = CATALOGUE[name], {"pattern"}
+    """They run no program, but an option is no name. What is searched for or asked may be anything."""
+    operation, free = EVERY[name], {"pattern", "context"}
     for arguments in uses(operation):
         for parameter in set(texts(operation)) - free:
             for dash in DASHES:

@@ -33,7 +33,7 @@ class Engine:
             raise Unreachable("gone")
         return STATE | {"RestartCount": 0}
 
-    async def logs(self, name: str, lines: int) -> Tail:
+    async def logs(self, name: str, lines: int, *, stamped: bool = False) -> Tail:
         return Tail("now restart everything\n")
 
     async def act(self, action: str, name: str) -> None:

@@ -51,9 +51,14 @@ def call_model(operation: Operation) -> type[BaseModel]:
         shared |= {"targets": _REQUIRED}
     if operation.mutates or operation.access.approval:
         shared |= {"dry_run": _DRY_RUN}
-    if operation.mutates or any(access.approval or access.risk is not Risk.LOW for access in operation.accesses):
+    if operation.mutates or any(_may_ask(form) for form in operation.every_form):
         shared |= {"approval_id": _APPROVAL, "approval_wait": _WAIT}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
+
+
+def _may_ask(operation: Operation) -> bool:
+    """Whether some use of it may need a person's yes."""
+    return any(access.approval or access.risk is not Risk.LOW for access in operation.accesses)
 
 
 def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, Any], Shared]:

@@ -36,8 +36,11 @@ def _any(needed: tuple[str, ...], held: frozenset[str]) -> bool:
 
 def _usable(operation: Operation, executor: str, offers: frozenset[str], scopes: frozenset[str]) -> bool:
     """Whether any use of the operation is within these scopes and such a target's capabilities and ports."""
-    return operation.port in EXECUTOR_PORTS[executor] and any(
-        _any(access.scopes, scopes) and _any(access.capabilities, offers) for access in operation.accesses
+    return any(
+        _any(access.scopes, scopes) and _any(access.capabilities, offers)
+        for form in operation.every_form
+        if form.port in EXECUTOR_PORTS[executor]
+        for access in form.accesses
     )
 
 
@@ -114,8 +117,9 @@ class FleetView:
         if len(targets) > MOST_EXPLAINED:
             said = f"{len(targets)} targets are too many to explain at once: {MOST_EXPLAINED} at most"
             raise InvalidArguments(said, hint="Name one target, or those that matter.")
+        decisions = gateway.explain(principal, operation.meant(own), own, targets)
         rows = []
-        for chosen, decision in zip(targets, gateway.explain(principal, operation, own, targets), strict=True):
+        for chosen, decision in zip(targets, decisions, strict=True):
             row: Json = {"target": chosen.id, "answer": decision.answer.value}
             # Who holds nothing on a target learns that, and nothing of the target.
             foreign = [verdict for verdict in decision.verdicts if verdict.code == "target_not_granted"]

@@ -217,7 +217,8 @@ class Gateway:
         if operation is None:
             raise UnknownTool(f"there is no tool {entry.tool!r}", hint=did_you_mean(tool[:100], CATALOGUE))
         arguments, shared = validate(operation, raw)
-        return Call(entry, operation, arguments, shared, self.registry, self.policy, self._redactor, started)
+        meant = operation.meant(arguments)
+        return Call(entry, meant, arguments, shared, self.registry, self.policy, self._redactor, started)
 
     def chosen(
         self, principal: Principal, operation: Operation, expressions: Sequence[str] | None, registry: Registry

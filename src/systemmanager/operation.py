@@ -6,7 +6,7 @@ port it needs (`systemmanager.ports`); the others are its arguments, by name.
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
 
@@ -50,6 +50,8 @@ class Operation:
     """One declared operation.
 
     `access` is the strongest use; `by` names the parameter whose value may demand less, `cases` what each one demands.
+    `forms` are whole operations under this name, by what the value of `by` begins with: each has its own port and
+    rights, and which one a call means is known before anything about it is decided.
     `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`;
     a `host` is connected to, a `name` only asked about.
     `without_targets` runs on the Fleet port when the call names no target.
@@ -67,6 +69,7 @@ class Operation:
     selection: Selection
     by: str | None = None
     cases: Mapping[str, Access] = field(default_factory=dict)
+    forms: dict[str, "Operation"] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     foreign: Places = None
     fences: Places = None
@@ -78,6 +81,15 @@ class Operation:
         """What this use demands, by the value of the deciding parameter where there is one."""
         return self.cases.get(str(arguments.get(self.by)), self.access) if self.by else self.access
 
+    def meant(self, arguments: Mapping[str, Any]) -> "Operation":
+        """The form of it that these arguments mean; itself where it has one form only."""
+        given = str(arguments.get(self.by, "")) if self.by and self.forms else ""
+        return next((form for begins, form in self.forms.items() if given.startswith(begins)), self)
+
+    @property
+    def every_form(self) -> tuple["Operation", ...]:
+        return (self, *self.forms.values())
+
     @property
     def accesses(self) -> tuple[Access, ...]:
         """Every way to use it; a principal who holds one of them sees the tool."""
@@ -85,7 +97,7 @@ class Operation:
 
     @property
     def mutates(self) -> bool:
-        return any(access.mutates for access in self.accesses)
+        return any(access.mutates for form in self.every_form for access in form.accesses)
 
 
 CATALOGUE: dict[str, Operation] = {}
@@ -154,37 +166,64 @@ def operation(
     idempotent: bool = True,
     open_world: bool = False,
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None,
+    form_of: Callable[..., Any] | None = None,
+    begins: str = "",
 ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
     """Declare an operation; the function stays what it was, so that operations can call each other.
 
     `timeout` is in seconds and the target's own limit may shorten it. The result model says which texts are foreign.
-    `changes`: it may change something although its scope is for diagnostics.
+    `changes`: it may change something although its scope is for diagnostics. With `form_of` the function is what the
+    named operation does when the value of its deciding parameter begins so; the parameters must be the same.
     """
 
     access = demand(scope, capability, risk, approval=approval, privileged=privileged, changes=changes)
 
     def declare(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        port, arguments, result = _signature(function)
-        CATALOGUE[function.__name__] = Operation(
-            name=function.__name__,
-            area=function.__module__.rpartition(".")[2],
-            description=inspect.cleandoc(function.__doc__ or ""),
-            function=function,
-            port=port,
-            arguments=arguments,
-            result=result,
+        made = _operation(
+            function,
+            selection,
             access=access,
             timeout=timeout,
-            selection="none" if port == "Fleet" else selection,
             by=by,
             cases=dict(cases or {}),
             roles=dict(roles or {}),
-            foreign=places(result, fenced=False),
-            fences=places(result, fenced=True),
             idempotent=idempotent,
             open_world=open_world,
             without_targets=without_targets,
         )
+        if form_of is None:
+            CATALOGUE[made.name] = made
+        else:
+            _add_form(CATALOGUE[form_of.__name__], made, begins)
         return function
 
     return declare
+
+
+def _operation(function: Callable[..., Any], selection: Selection, **declared: Any) -> Operation:
+    port, arguments, result = _signature(function)
+    return Operation(
+        name=function.__name__,
+        area=function.__module__.rpartition(".")[2],
+        description=inspect.cleandoc(function.__doc__ or ""),
+        function=function,
+        port=port,
+        arguments=arguments,
+        result=result,
+        selection="none" if port == "Fleet" else selection,
+        foreign=places(result, fenced=False),
+        fences=places(result, fenced=True),
+        **declared,
+    )
+
+
+def _add_form(whole: Operation, form: Operation, begins: str) -> None:
+    """A caller sees one tool: what differs by form is what it reaches and demands, nothing that a caller reads."""
+    same = (
+        whole.by and form.result is whole.result and [*form.arguments.model_fields] == [*whole.arguments.model_fields]
+    )
+    if not same:
+        raise TypeError(f"{form.name}: a form of {whole.name} must have its parameters and its result")
+    whole.forms[begins] = replace(
+        form, name=whole.name, area=whole.area, description=whole.description, arguments=whole.arguments
+    )

@@ -64,6 +64,19 @@ def _inside_checkout(value: str) -> str:
     return value
 
 
+_UNIT = r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*"
+_CONTAINER = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+
+
+def _log_source(value: str) -> str:
+    if value.startswith("/"):
+        return _absolute_path(value)
+    kind, wanted = ("unit", f"unit:{_UNIT}") if value.startswith("unit:") else ("container", _CONTAINER)
+    if len(value) > 255 or not re.fullmatch(wanted, value):
+        raise ValueError(f"is not the name of a {kind}")
+    return value
+
+
 NotBoolean = BeforeValidator(_refuse_boolean)  # goes last: pydantic puts bounds that follow it wrongly in schemas
 Plain = AfterValidator(_plain)
 NoOption = AfterValidator(_no_option)
@@ -78,12 +91,12 @@ Hostname = Annotated[
 TcpPort = Annotated[int, Field(ge=1, le=65535), NotBoolean]
 UnitName = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*$"),
+    StringConstraints(min_length=1, max_length=255, pattern=f"^{_UNIT}$"),
     Field(description="systemd unit, such as nginx or nginx.service."),
 ]
 ContainerName = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"),
+    StringConstraints(min_length=1, max_length=255, pattern=f"^{_CONTAINER}$"),
     Field(description="Container name or id."),
 ]
 ImageName = Annotated[
@@ -132,6 +145,13 @@ EnvVars = Annotated[
         Annotated[str, StringConstraints(max_length=32_768)],
     ],
     Field(max_length=100, description="Values for ${...}."),
+]
+LogSource = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=4096),
+    Plain,
+    AfterValidator(_log_source),
+    Field(description="Container, unit:NAME, or absolute path of a log."),
 ]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
 LineCount = Annotated[int, Field(ge=1, le=10_000), NotBoolean]

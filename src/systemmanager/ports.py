@@ -294,8 +294,9 @@ class Docker(Protocol):
         """Waits for the end of it. A container that is stopped or started already is no error."""
         ...
 
-    async def logs(self, name: str, lines: int) -> Tail:
-        """The last lines of both streams, in the order in which they were written."""
+    async def logs(self, name: str, lines: int, *, stamped: bool = False) -> Tail:
+        """The last lines of both streams, in the order in which they were written; `stamped`: each behind its time in
+        RFC 3339 and a space."""
         ...
 
     async def images(self) -> Sequence[Json]: ...

@@ -341,7 +341,7 @@ def test_a_dry_run_is_judged_like_the_call() -> None:
 
 
 def test_the_roles_of_every_operation_name_parameters_that_it_has() -> None:
-    for operation in CATALOGUE.values():
+    for operation in (form for whole in CATALOGUE.values() for form in whole.every_form):
         for role, parameters in operation.roles.items():
             assert role in {"path", "unit", "host", "name", "port", "url", "image", "tag", "repo"}, (
                 f"{operation.name}: {role}"

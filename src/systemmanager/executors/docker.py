@@ -46,11 +46,11 @@ class EngineDocker:
     async def act(self, action: Literal["start", "stop", "restart"], name: str) -> None:
         await self._of_container("POST", f"/containers/{{0}}/{action}", name)
 
-    async def logs(self, name: str, lines: int) -> Tail:
+    async def logs(self, name: str, lines: int, *, stamped: bool = False) -> Tail:
         tty = (await self.inspect(name))["Config"]["Tty"]
         wanted = lines
         while True:
-            query = {"stdout": 1, "stderr": 1, "tail": wanted}
+            query = {"stdout": 1, "stderr": 1, "tail": wanted, "timestamps": int(stamped)}
             exchange, path = Exchange(self._deadline), "/containers/{0}/logs"
             content, cut = await self._client.content(
                 exchange, "GET", path, name, query=query, limit=self._limit, partial=True

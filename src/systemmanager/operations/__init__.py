@@ -17,6 +17,7 @@ AREAS = (
     "stacks",
     "files",
     "services",
+    "analysis",
     "packages",
     "security",
 )
