@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,16 +149,22 @@ def stop() -> None:
     pid.unlink(missing_ok=True)
 
 
-def root_filesystem(**files: str) -> bytes:
-    """A tar of a small root filesystem: busybox, and `files` by name in its root."""
+def root_filesystem(
+    files: Mapping[str, str] | None = None, links: Mapping[str, str] | None = None, folders: Sequence[str] = ()
+) -> bytes:
+    """A tar of a small root filesystem: busybox, and files, links and folders by their paths."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in folders:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
+            tar.addfile(entry)
         tar.add("/bin/busybox", "bin/busybox")
-        for applet in APPLETS:
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+        for path, to in {**{f"bin/{applet}": "busybox" for applet in APPLETS}, **(links or {})}.items():
+            link = tarfile.TarInfo(path)
+            link.type, link.linkname = tarfile.SYMTYPE, to
             tar.addfile(link)
-        for name, text in files.items():
+        for name, text in (files or {}).items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text.encode()), 0o644
             tar.addfile(entry, io.BytesIO(text.encode()))

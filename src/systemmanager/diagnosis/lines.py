@@ -143,9 +143,10 @@ class Parser:
 def level_of(message: str) -> int | None:
     """The level that stands in the first words of a message; an access log's status counts as one."""
     head = message[:120]
-    if found := _MARKED.search(head) or _LEADING.match(head) or _SHOUTED.search(head[:60]):
-        word = next(group for group in found.groups() if group)
-        return _LEVELS[word.lower()]
+    tried = (_MARKED.search(head), _LEADING.match(head), _SHOUTED.search(head[:60]))
+    if named := [found for found in tried if found is not None]:
+        first = min(named, key=lambda found: found.start())
+        return _LEVELS[next(group for group in first.groups() if group).lower()]
     if found := _ACCESS.search(message):
         return ERROR if found[1] >= "500" else INFO
     return None

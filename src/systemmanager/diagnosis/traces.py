@@ -91,7 +91,7 @@ SHAPES = (
     Shape(
         "Rust",
         re.compile(r"thread '.{1,100}' (?:\(\d+\) )?panicked at "),
-        re.compile(r"note: |stack backtrace:|\s+\d+: |\s+at |called `"),
+        re.compile(r"note: |stack backtrace:|\s+\d+: |\s+at "),
         re.compile(r"called `|thread '"),
     ),
     Shape(
@@ -110,7 +110,7 @@ SHAPES = (
         "Node",
         re.compile(r"(?:Uncaught )?(?:[A-Z]\w*)?Error(?: \[\w+\])?: |(?:\w+:)?/\S{1,300}:\d+$|node:\S{1,100}:\d+$"),
         re.compile(
-            r"\s+at |\s*\^+\s*$|\s*$|\s{2,}\S|Node\.js v\d|\}$|\s*throw "
+            r"\s+at |\s*\^+\s*$|\s*$|\s{2,}\S|Node\.js v\d|\}$|Require stack:|- /|\s*throw "
             r"|(?:Uncaught )?(?:[A-Z]\w*)?Error(?: \[\w+\])?: "
         ),
         re.compile(r"(?:Uncaught )?(?:[A-Z]\w*)?Error(?: \[\w+\])?: "),
@@ -121,43 +121,60 @@ SHAPES = (
 def fold(lines: Sequence[Line]) -> list[Event]:
     """The log as events: a trace is one, every other line is one."""
     events: list[Event] = []
-    at = 0
-    while at < len(lines):
-        event = _trace(lines, at) or Event((lines[at],), lines[at].message)
-        events.append(event)
-        at += len(event.lines)
+    taken: set[int] = set()
+    for at, line in enumerate(lines):
+        if at in taken:
+            continue
+        trace = _trace(lines, at)
+        if trace is None:
+            events.append(Event((line,), line.message))
+        else:
+            events.append(trace[0])
+            taken.update(trace[1])
     return events
 
 
-def _trace(lines: Sequence[Line], at: int) -> Event | None:
-    """The trace that begins here; one line alone is none."""
+def _trace(lines: Sequence[Line], at: int) -> tuple[Event, list[int]] | None:
+    """The trace that begins here, and where its lines stand; one line alone is none."""
     head = lines[at].message
     for shape in SHAPES:
         if shape.begin.match(head):
-            end = _end(lines, at, shape)
-            if end - at > 1:
-                taken = tuple(lines[at:end])
-                return Event(taken, _message(taken, shape), shape.language)
+            places = _places(lines, at, shape)
+            if len(places) > 1:
+                whole = tuple(lines[place] for place in places)
+                return Event(whole, _message(whole, shape), shape.language), places
     return None
 
 
-def _end(lines: Sequence[Line], at: int, shape: Shape) -> int:
-    end, most = at + 1, min(len(lines), at + MOST_LINES)
-    if shape.language == "Rust" and end < most and not shape.frame.match(lines[end].message):
-        end += 1  # since 1.73 the message stands on a line of its own
-    while end < most:
-        text = lines[end].message
+def _places(lines: Sequence[Line], at: int, shape: Shape) -> list[int]:
+    """Where the lines of a trace stand. Output and errors come in two streams: a line of the other one may stand
+    between two of a trace."""
+    places, place, most = [at], at + 1, min(len(lines), at + MOST_LINES)
+    if shape.language == "Rust" and place < most and not shape.frame.match(lines[place].message):
+        places.append(place)  # since 1.73 the message stands on a line of its own
+        place += 1
+    while place < most:
+        text = lines[place].message
         if shape.frame.match(text):
-            end += 1
+            places.append(place)
         elif shape.last and shape.tells.match(text):
-            end += 1
-            if end >= most or not re.match(r"\s*$|During handling|The above exc", lines[end].message):
+            places.append(place)
+            if place + 1 >= most or not re.match(r"\s*$|During handling|The above exc", lines[place + 1].message):
                 break
-        else:
+        elif not any(_goes_on(lines[later].message, shape) for later in range(place + 1, min(place + 3, most))):
             break
-    while end - at > 1 and not lines[end - 1].message.strip():
-        end -= 1
-    return end
+        place += 1
+    while len(places) > 1 and not lines[places[-1]].message.strip():
+        places.pop()
+    return places
+
+
+def _goes_on(text: str, shape: Shape) -> bool:
+    """Whether a line can be nothing but a part of a trace that has begun."""
+    inside = text[:1].isspace() and bool(text.strip()) and shape.frame.match(text) is not None
+    return inside or (
+        shape.last and re.match(r"(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Warning|Exit)\b", text) is not None
+    )
 
 
 def _message(lines: Sequence[Line], shape: Shape) -> str:

@@ -24,6 +24,11 @@ _RECOVERED = re.compile(
     re.IGNORECASE,
 )
 
+_ONE_REQUEST = re.compile(
+    r"\bclient: [\d.a-f:]+,|\brequest: \"|\bcode 4\d\d, message|\" 4\d\d (?:\d+|-)"
+    r"|\b(?:HTTP|status)\S{0,8}[ =:\"]{1,3}404\b"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -106,6 +111,8 @@ def _voice(line: Line, event: Event, facts: Facts) -> float:
     """How much it counts that this line says so."""
     if line.source == "health":
         return 0.7  # that the check can't reach the program is no news: why it can't is
+    if facts.running and facts.health != "unhealthy" and _ONE_REQUEST.search(event.message):
+        return 0.5  # what one request met is no trouble of the program
     if line.source == "engine" or event.level is None or event.level >= ERROR:
         return 1.0
     if event.level >= WARNING:
@@ -137,7 +144,7 @@ def _since(evidence: _Evidence, events: Sequence[Event], facts: Facts) -> float:
         return 1.0
     later = events[last + 1 :]
     if facts.failing:
-        return 1.0 if len(later) <= max(8, len(events) // 5) else 0.9
+        return 1.0 if len(later) <= max(30, len(events) // 5) else 0.9
     if any(_RECOVERED.search(event.message) for event in later):
         return 0.5 if facts.running else 0.75
     if facts.running:

@@ -14,7 +14,7 @@ def _by(facts: Facts, *numbers: int) -> str | None:
 
 
 def _segfault(facts: Facts) -> Told | None:
-    return (0.9, fact) if (fact := _by(facts, 11, 7)) else None
+    return (0.82, fact) if (fact := _by(facts, 11, 7)) else None
 
 
 def _aborted(facts: Facts) -> Told | None:

@@ -21,7 +21,7 @@ CAUSES = (
         ("Set the variable (`environment:` in Compose, `-e`, `Environment=` of a unit), or the file that holds it.",),
         (
             exact(
-                0.96, r"KeyError: '(?P<what>[A-Z][A-Z0-9_]{1,80})'(?=[\s\S]*(?:os\.environ|environ\[|os\.py|codecs))"
+                0.96, r"KeyError: '(?P<what>[A-Z][A-Z0-9_]{1,80})'(?=[\s\S]*(?:os\.environ|environ\[|os\.py|frozen os))"
             ),
             sign(
                 0.96,
