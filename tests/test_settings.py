@@ -74,6 +74,7 @@ def test_each_variable_has_a_row_in_this_table() -> None:
         "SYSTEMMANAGER_APPROVAL_WEBHOOK_URL",
         "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET",
     }  # tests/test_approvals_webhook.py
+    rows |= {"SYSTEMMANAGER_AI_URL", "SYSTEMMANAGER_AI_MODEL", "SYSTEMMANAGER_AI_KEY"}  # tests/test_advising.py
     assert rows == {str(field.alias) for field in Settings.model_fields.values()}
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from systemmanager import shaping
+from systemmanager.advising import Model, advise
 from systemmanager.approvals.desk import Approve, Desk, Elicit, settle
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
@@ -55,8 +56,8 @@ class Gateway:
 
     `policy` may be replaced at any time. `open` gives the port that a Permit is for; `root` says whether the gateway
     itself runs as root; `weakened` are the required parts of its sandbox that are missing; `degraded` holds what is
-    wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's; without a `desk`
-    only `approve` gets a person's yes.
+    wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's; `models` may put
+    into words and order what was found, the first that is there; without a `desk` only `approve` gets a person's yes.
     """
 
     registry: Registry
@@ -70,6 +71,7 @@ class Gateway:
     degraded: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
     secrets: frozenset[str] = frozenset()
+    models: tuple[Model, ...] = ()
 
     def __post_init__(self) -> None:
         self._recent, self._readers = Recent(self._now), Readers(self._now)
@@ -108,6 +110,7 @@ class Gateway:
         approve: Approve | None = None,
         elicit: Elicit | None = None,
         still: Still | None = None,
+        sample: Model | None = None,
     ) -> Reply:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
@@ -115,6 +118,7 @@ class Gateway:
         requests that need a person's yes and answers who said it, "" for a no, or None when nobody is there; `elicit`
         asks whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
         rights of that moment, once a person has answered; it raises `Unauthenticated` for a credential that has ended.
+        `sample` is the client's model, for where the gateway has none of its own.
         """
         started = time.perf_counter()
         entry = self._entry(principal, tool, arguments)
@@ -137,7 +141,9 @@ class Gateway:
             return call, requests, decisions
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
-            return await self.runner.results(call, requests, decisions, told)
+            replies = await self.runner.results(call, requests, decisions, told)
+            await advise(call, replies, self.models or ((sample,) if sample else ()), self.journal)
+            return replies
 
         return await self._answer(entry, decided, results)
 

@@ -129,6 +129,15 @@ class Settings(BaseModel):
         alias="SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET",
         description="Key that signs those requests and their later answers, at least 32 random bytes.",
     )
+    ai_url: str | None = Field(
+        default=None,
+        alias="SYSTEMMANAGER_AI_URL",
+        description="OpenAI-compatible API whose model explains and ranks causes found in logs; https, or loopback.",
+    )
+    ai_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}$")] | None = Field(
+        default=None, alias="SYSTEMMANAGER_AI_MODEL", description="The model there."
+    )
+    ai_key: SecretStr | None = Field(default=None, alias="SYSTEMMANAGER_AI_KEY", description="The key of that API.")
     base_url: str | None = Field(
         default=None,
         alias="SYSTEMMANAGER_BASE_URL",
@@ -203,7 +212,7 @@ class Settings(BaseModel):
             raise ValueError("names no mode: HTTP is not served without authentication")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("approval_webhook_url", "oidc_issuer")
+    @field_validator("approval_webhook_url", "oidc_issuer", "ai_url")
     @classmethod
     def _issuer(cls, value: str | None) -> str | None:
         if value is not None and not trusted_url(value):
@@ -290,11 +299,18 @@ def _lacking(settings: Settings) -> list[Problem]:
         for name, there in wanted.items()
         if not there
     ]
-    if (settings.approval_webhook_url is None) != (settings.approval_webhook_secret is None):
-        both = "SYSTEMMANAGER_APPROVAL_WEBHOOK_URL", "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET"
-        missing, there = both if settings.approval_webhook_url is None else reversed(both)
-        problems.append(Problem(missing, f"is missing: there is {there}"))
-    return problems
+    pairs = (("approval_webhook_url", "approval_webhook_secret"), ("ai_url", "ai_model"))
+    return [*problems, *(problem for pair in pairs for problem in _alone(settings, *pair))]
+
+
+def _alone(settings: Settings, *pair: str) -> list[Problem]:
+    """Of two settings that go together, the one that is missing beside the other."""
+    missing = [name for name in pair if getattr(settings, name) is None]
+    if len(missing) != 1:
+        return []
+    there = next(name for name in pair if name not in missing)
+    names = {name: str(field.alias) for name, field in Settings.model_fields.items()}
+    return [Problem(names[missing[0]], f"is missing: there is {names[there]}")]
 
 
 def _default_state(given: Mapping[str, str]) -> str:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import httpx
 
-from systemmanager import __version__
 from systemmanager.approvals.answers import MOST_BYTES, Answered, NoAnswer, plain, read
 from systemmanager.approvals.store import Asked
-from systemmanager.executors.web import trusted
+from systemmanager.errors import OutputTooLarge
+from systemmanager.executors.posting import post
 
 TIMESTAMP = "X-SystemManager-Timestamp"
 SIGNATURE = "X-SystemManager-Signature"
@@ -60,23 +60,10 @@ class Webhook:
         return read(content)
 
     async def _post(self, body: bytes) -> tuple[int, str, bytes]:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": f"systemmanager/{__version__}",
-            **self.signed(body),
-        }
-        async with (
-            httpx.AsyncClient(verify=trusted(), trust_env=False, follow_redirects=False, timeout=self.within) as client,
-            client.stream("POST", self.url, content=body, headers=headers) as response,
-        ):
-            content = b""
-            async for chunk in response.aiter_raw():
-                content += chunk
-                if len(content) > MOST_BYTES:
-                    raise NoAnswer(f"answered more than {MOST_BYTES} bytes")
-            return response.status_code, response.headers.get("content-type", ""), content
+        try:
+            return await post(self.url, body, self.signed(body), within=self.within, most=MOST_BYTES)
+        except OutputTooLarge as error:
+            raise NoAnswer(error.message) from None
 
     def signed(self, body: bytes) -> dict[str, str]:
         """The headers that go with a body."""

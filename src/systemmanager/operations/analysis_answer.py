@@ -86,7 +86,8 @@ class LogAnalysis(Result):
     related: list[Related] | None = Field(default=None, description="Containers of its project or network.")
     timeline: list[TimelineRow] | None = None
     statistics: Statistics
-    ai: str = Field(default="not used", description="Whether a model reworded or ranked this.")
+    explanation: FreeText | None = None
+    ai: str = "not used"
 
 
 def answer(found: Diagnosis, *, cut: bool) -> LogAnalysis:

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import __version__, logs, policyfile, registry, sandbox
+from systemmanager.advising import Model
 from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
@@ -33,6 +34,7 @@ from systemmanager.server import systemd
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, peer
 from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
 from systemmanager.server.changes import Changes
+from systemmanager.server.chat import Chat
 from systemmanager.server.guard import Guard, GuardedServer
 from systemmanager.server.listing import Listing
 from systemmanager.server.own_files import of_gateway, of_targets
@@ -241,6 +243,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             journal.begin()
             gateway.weakened = judge_sandbox(settings, state, gateway.degraded)
             webhook = webhook_of(settings)
+            gateway.models = models_of(settings, gateway.freezer)
             gateway.desk = Desk(approvals_of(state), gateway.journal, webhook, lambda: gateway.policy.approvals)
             watching = asyncio.create_task(gateway.freezer.watch())
             try:
@@ -280,6 +283,14 @@ def webhook_of(settings: Settings) -> "Webhook | None":
     from systemmanager.approvals.webhook import Webhook
 
     return Webhook(url, secret.get_secret_value(), settings.base_url)
+
+
+def models_of(settings: Settings, freezer: Freezer) -> tuple[Model, ...]:
+    """The gateway's own model, where one is configured."""
+    url, model, key = settings.ai_url, settings.ai_model, settings.ai_key
+    if url is None or model is None:
+        return ()
+    return (Chat(url, model, key.get_secret_value() if key else None, freezer),)
 
 
 def approvals_of(state: State) -> ApprovalStore:

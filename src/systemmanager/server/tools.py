@@ -17,6 +17,7 @@ from systemmanager.gateway import Gateway, Still
 from systemmanager.operation import Operation
 from systemmanager.request import Principal
 from systemmanager.server.elicitation import AtClient
+from systemmanager.server.sampling import ModelAtClient
 from systemmanager.server.schemas import input_schema, output_schema
 
 
@@ -67,7 +68,7 @@ class OperationTool(Tool):
         return tool
 
     async def run(self, arguments: dict[str, Any]) -> ToolResult:
-        person = AtClient(get_context())
+        person, model = AtClient(get_context()), ModelAtClient(get_context())
         reply = await self._gateway.call(
             self._caller(),
             self._asked,
@@ -75,8 +76,9 @@ class OperationTool(Tool):
             progress=_report,
             elicit=person.ask,
             still=self._caller.still,
+            sample=model,
         )
-        if (question := person.answer()) is not None:
+        if (question := person.answer() or model.answer()) is not None:
             return question
         wanted = "toon" if arguments.get("format") == "toon" else "json"
         return ToolResult(
