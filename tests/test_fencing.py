@@ -149,8 +149,8 @@ NAMES = frozenset(
     ErrorGroup.first_seen ErrorGroup.last_seen
     ErrorGroup.severity ErrorGroup.trace LikelyCause.cause LikelyCause.sentence LikelyCause.facts LogAnalysis.source
     LogAnalysis.ai LogAnalysis.recommendations LogAnalysis.state LogAnalysis.summary OtherCause.cause
-    PerformanceIssue.issue PerformanceIssue.sentence Related.container Related.cause Related.state Statistics.first
-    Statistics.last Statistics.levels TimelineRow.time TimelineRow.source
+    PerformanceIssue.issue PerformanceIssue.sentence Related.container Related.cause Related.state
+    LogAnalysis.statistics TimelineRow.time TimelineRow.source
     """,
     )
 )

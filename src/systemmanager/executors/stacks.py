@@ -140,8 +140,8 @@ class EngineStacks(EngineDocker):
         rows: list[Json] = (await self._ask("GET", "/volumes")).get("Volumes") or []
         return rows
 
-    async def logs(self, name: str, lines: int) -> Tail:
-        found = await super().logs(name, lines)
+    async def logs(self, name: str, lines: int, *, stamped: bool = False) -> Tail:
+        found = await super().logs(name, lines, stamped=stamped)
         return Tail(self._redactor.text(found.text), found.truncated)
 
     # --- what is remembered -------------------------------------------------------------------------------------------

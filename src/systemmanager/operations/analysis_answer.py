@@ -61,17 +61,6 @@ class TimelineRow(Result):
     line: int | None = None
 
 
-class Statistics(Result):
-    lines: int
-    first: str | None = None
-    last: str | None = None
-    levels: dict[str, int]
-    templates: int
-    traces: int
-    errors: int = Field(description="Warnings and worse.")
-    truncated: bool | None = Field(default=None, description="There is more before it.")
-
-
 class LogAnalysis(Result):
     """Lines count from 1 in what was read."""
 
@@ -85,13 +74,13 @@ class LogAnalysis(Result):
     state: dict[str, Any] | None = None
     related: list[Related] | None = Field(default=None, description="Containers of its project or network.")
     timeline: list[TimelineRow] | None = None
-    statistics: Statistics
+    statistics: dict[str, Any]
     explanation: FreeText | None = None
     ai: str = "not used"
 
 
 def answer(found: Diagnosis, *, cut: bool) -> LogAnalysis:
-    span, facts = found.span, found.log.facts
+    facts = found.log.facts
     return LogAnalysis(
         source=found.log.name,
         summary=summary(found),
@@ -118,17 +107,23 @@ def answer(found: Diagnosis, *, cut: bool) -> LogAnalysis:
             for one in found.timeline
         ]
         or None,
-        statistics=Statistics(
-            lines=len(found.log.lines),
-            first=moment(span[0]) if span else None,
-            last=moment(span[1]) if span else None,
-            levels=found.levels,
-            templates=found.templates,
-            traces=found.traces,
-            errors=found.errors_in_all,
-            truncated=cut or None,
-        ),
+        statistics=_statistics(found, cut=cut),
     )
+
+
+def _statistics(found: Diagnosis, *, cut: bool) -> dict[str, Any]:
+    span = found.span
+    every = {
+        "lines": len(found.log.lines),
+        "first": moment(span[0]) if span else None,
+        "last": moment(span[1]) if span else None,
+        "levels": found.levels,
+        "templates": found.templates,
+        "traces": found.traces,
+        "errors": found.errors_in_all,
+        "truncated": cut or None,
+    }
+    return {name: value for name, value in every.items() if value is not None}
 
 
 def summary(found: Diagnosis) -> str:
