@@ -2,6 +2,7 @@
 # make test   the whole suite; SYSTEMMANAGER_TEST_REQUIRE=ssh,docker,mcp makes a skip a failure
 # make attacks  the hostile catalogue, and its table
 # make check  format, lint and types       make bench   speed, as ratios      make tokens   sizes of schemas and answers
+# make install, rollback, uninstall   the gateway as a system service of this machine; PREFIX=/opt/systemmanager
 # make docs   renew the README's tables      make lock    renew requirements.lock      make clean   remove the environment
 
 PYTHON ?= python3
@@ -9,10 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+PREFIX ?= /opt/systemmanager
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: run test attacks check bench tokens docs lock clean
+.PHONY: run test attacks check bench tokens docs lock clean install rollback uninstall
 
 run: $(READY)
 	@exec $(BIN)/systemmanager serve --announce
@@ -50,6 +52,9 @@ lock: $(READY)
 	$(COMPILE) --upgrade --all-extras pyproject.toml -o requirements.lock
 	$(COMPILE) -c requirements.lock pyproject.toml -o $(VENV)/lock/runtime
 	$(BIN)/python nix/lock.py requirements.lock $(VENV)/lock/runtime
+
+install rollback uninstall:
+	@PYTHON=$(PYTHON) ./install.sh $@ $(PREFIX)
 
 clean:
 	rm -rf $(VENV)

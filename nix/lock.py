@@ -4,6 +4,7 @@ python nix/lock.py requirements.lock RUNTIME    (RUNTIME: the same lock without 
 
 pip itself is asked which wheels CPython takes there; nothing is downloaded but metadata. One line per wheel:
 # wheel <system>,<system> <file name> sha256:<hex>
+and one for each package that only the project's own tests need.
 """
 
 import json
@@ -19,6 +20,8 @@ from packaging.utils import canonicalize_name
 PYTHON = "3.13"
 SYSTEMS = ("aarch64-linux", "x86_64-linux")
 GLIBC = range(5, 40)
+TESTS = "# for the tests alone"
+"""What install.sh leaves out."""
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -79,6 +82,7 @@ def main(lock: Path, runtime: Path) -> None:
     lines = []
     for name, entry in every.items():
         lines.append(entry)
+        lines += [] if name in needed else [TESTS]
         lines += [
             f"# wheel {','.join(for_)} {file} sha256:{hash}" for (file, hash), for_ in chosen.get(name, {}).items()
         ]

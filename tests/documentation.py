@@ -1,6 +1,14 @@
-"""The README's generated tables. `make docs` writes them; test_documentation.py holds the file against them."""
+"""The README's generated tables. `make docs` writes them; test_documentation.py holds the file against them.
 
+The module's options are those of nix/options.json, which `make docs` renews where SYSTEMMANAGER_TEST_NIX names a nix
+(test_nix.py says how); test_nix.py holds that file against the module.
+"""
+
+import json
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import systemmanager.operations  # noqa: F401
@@ -10,6 +18,8 @@ from systemmanager.settings import Settings
 from systemmanager.terminal import summary
 
 README = Path(__file__).parent.parent / "README.md"
+OPTIONS = README.parent / "nix" / "options.json"
+EVALUATED = "path:/project#checks.x86_64-linux.module.options"
 SHARED = ("target", "targets", "format", "dry_run", "approval_id", "approval_wait")
 
 
@@ -37,9 +47,27 @@ def settings() -> str:
     return "\n".join(["| variable | means |", "|---|---|", *rows])
 
 
+def options() -> str:
+    """One row an option of the module."""
+    rows = [_option(**option) for option in json.loads(OPTIONS.read_text())]
+    return "\n".join(["| option | type | default | |", "|---|---|---|---|", *rows])
+
+
+def _option(name: str, type: str, default: str | None, description: str) -> str:
+    value = "" if default in (None, "null") else f"`{' '.join(str(default).split())}`"
+    kind = re.sub(r" matching the pattern \S+|, meaning >0| \(both inclusive\)|^null or ", "", type)
+    cells = (f"`{name.removeprefix('services.systemmanager.')}`", kind, value, " ".join(description.split()))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def as_kept(evaluated: str) -> str:
+    """The text of nix/options.json for what nix has evaluated: a line an option."""
+    return "[\n" + ",\n".join(json.dumps(option) for option in json.loads(evaluated)) + "\n]\n"
+
+
 def rendered(text: str) -> str:
-    """The README with both tables as they should be."""
-    for name, table in (("tools", tools()), ("settings", settings())):
+    """The README with its tables as they should be."""
+    for name, table in (("tools", tools()), ("settings", settings()), ("options", options())):
         begin, end = f"<!-- {name}: written by `make docs` -->", f"<!-- /{name} -->"
         assert begin in text and end in text, f"README.md lacks the marks of {name}"
         block = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
@@ -48,4 +76,7 @@ def rendered(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if nix := shlex.split(os.environ.get("SYSTEMMANAGER_TEST_NIX", "")):
+        done = subprocess.run([*nix, "eval", "--json", EVALUATED], check=True, capture_output=True, text=True)
+        OPTIONS.write_text(as_kept(done.stdout))
     README.write_text(rendered(README.read_text()))

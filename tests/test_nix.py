@@ -3,6 +3,7 @@
 SYSTEMMANAGER_TEST_NIX is a command that takes `ready`, `check` and `eval ARGS` from the project's root.
 """
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from systemmanager import target
+from systemmanager.settings import Settings
+from tests import documentation
 from tests.conftest import need
 
 PROJECT = Path(__file__).parent.parent
@@ -28,6 +32,27 @@ def evaluated(*words: str) -> str:
     done = subprocess.run([*NIX, *words], check=False, cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_no_derivation_of_a_machine_holds_what_its_secret_files_hold() -> None:
+    machine = evaluated("eval", "--raw", "path:/project#checks.x86_64-linux.module.canary.drvPath")
+    derivations = evaluated("nix", "nix", "derivation", "show", "--recursive", machine.strip())
+    secret = (PROJECT / "nix/checks/canary-file").read_text().split()[0]
+    assert (
+        derivations.count('"system"') > 500 and "LoadCredential=SSH_KEY:/project/nix/checks/canary-file" in derivations
+    )
+    assert secret not in derivations
+    assert not re.search(r"/nix/store/[a-z0-9]{32}-(canary-file|checks\b)", derivations)
+
+
+def test_the_module_knows_every_setting_that_is_secret() -> None:
+    for path in ("nix/module/assertions.nix", "nix/checks/module.nix"):
+        text = (PROJECT / path).read_text().partition("secretSettings = [")[2].partition("]")[0]
+        listed = set(re.findall(r'"(\w+)"', text))
+        assert listed >= {
+            str(field.alias) for field in Settings.model_fields.values() if "Secret" in str(field.annotation)
+        }
+        assert "TSIDP_CLIENT_SECRET" in listed
 
 
 def locked() -> dict[str, str]:
@@ -78,3 +103,21 @@ def test_the_flake_evaluates_and_all_its_checks() -> None:
 
 def test_what_would_be_installed_on_arm_is_what_the_lock_says() -> None:
     assert evaluated("eval", "--raw", "path:/project#checks.aarch64-linux.lock.drvPath").endswith(".drv")
+
+
+def test_the_readme_has_the_options_that_the_module_has() -> None:
+    found = documentation.as_kept(evaluated("eval", "--json", documentation.EVALUATED))
+    assert found == documentation.OPTIONS.read_text(), "run `make docs` with SYSTEMMANAGER_TEST_NIX"
+
+
+def test_the_module_knows_every_part_of_a_target() -> None:
+    known = {option["name"] for option in json.loads(documentation.OPTIONS.read_text())}
+    parts: dict[str, set[str]] = {"connection": set(), "constraints": set(target.Constraints.model_fields)}
+    parts["metadata"] = set(target.Metadata.model_fields)
+    kinds = (target.LocalConnection, target.SshConnection, target.DockerConnection, target.HttpConnection)
+    for kind in kinds:
+        parts["connection"] |= set(kind.model_fields)
+    for auth in (target.BearerAuth, target.BasicAuth, target.HeaderAuth):
+        parts["connection"] |= {f"auth.{name}" for name in auth.model_fields}
+    wanted = {f"{part}.{name}" for part, names in parts.items() for name in names} | set(target.SshTarget.model_fields)
+    assert sorted(name for name in wanted if f"services.systemmanager.targets.<name>.{name}" not in known) == []

@@ -16,7 +16,16 @@ let
 in
 {
   lock = found "lock" (import ./lock.nix { inherit lib self; } system);
-  module = found "module" (lib.runTests (import ./module.nix { inherit self nixpkgs pkgs; }));
+  module = found "module" (lib.runTests (import ./module.nix { inherit self nixpkgs pkgs; })) // {
+    options = import ./options.nix {
+      inherit lib;
+      inherit (self.nixosConfigurations.gateway) options;
+    };
+    canary = import ./canary.nix {
+      inherit lib self;
+      file = "/project/nix/checks/canary-file";
+    };
+  };
   package = self.packages.${system}.default;
 }
 // lib.optionalAttrs (system == "x86_64-linux") {

@@ -75,6 +75,7 @@ let
         builtins.deepSeq [
           given.rendered.targets
           given.secrets
+          given.tailscale.authKeyFile
         ] true
       )).success;
     expected = false;
@@ -96,6 +97,23 @@ let
         services.systemmanager.fleet.targets = more;
       }
     ];
+  api = connection: {
+    targets.api = {
+      executor = "http";
+      connection = {
+        base_url = "https://127.0.0.1";
+      }
+      // connection;
+      capabilities = [ ];
+    };
+  };
+  secretSettings = [
+    "SYSTEMMANAGER_SHARED_SECRET"
+    "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS"
+    "SYSTEMMANAGER_OIDC_CLIENT_SECRET"
+    "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET"
+    "TSIDP_CLIENT_SECRET"
+  ];
   ids = config: lib.attrNames config.services.systemmanager.rendered.targets.targets;
 in
 {
@@ -198,9 +216,9 @@ in
     expr = {
       inherit ((unit full).serviceConfig) IPAddressDeny IPAddressAllow;
       chain = map (part: lib.hasInfix part full.networking.nftables.tables.systemmanager.content) [
-        "meta skuid != 3811 accept"
-        "ip daddr { 192.168.1.0/24 } accept"
-        "ip6 daddr { fd00::/8 } accept"
+        "meta skuid 3811 jump allowed"
+        "ip daddr 192.168.1.0/24 accept"
+        "ip6 daddr fd00::/8 accept"
         "counter reject"
       ];
     };
@@ -236,18 +254,23 @@ in
   # No text of a secret is ever given to Nix; what could be one is refused.
   testAStorePathIsNoSecret = refused { secrets.X.file = "${builtins.storeDir}/${lib.concatStrings (lib.replicate 32 "a")}-secret"; };
   testAPathLiteralIsNoSecret = refused { secrets.X.file = ./module.nix; };
-  testASecretsTextIsNoToken = refused {
-    targets.api = {
-      executor = "http";
-      connection = {
-        base_url = "https://127.0.0.1";
-        auth = {
-          type = "bearer";
-          token = canary;
-        };
-      };
-      capabilities = [ ];
-    };
+  # A secret's text, wherever one could be put by mistake.
+  testASecretsTextIsNoToken = refused (api { auth = { type = "bearer"; token = canary; }; });
+  testASecretsTextIsNoPassword = refused (api { auth = { type = "basic"; username = "u"; password = canary; }; });
+  testASecretsTextIsNoHeader = refused (api { auth = { type = "header"; name = "X-Key"; value = canary; }; });
+  testASecretsTextIsInNoAddress = refused (api { base_url = "https://user:${canary}@127.0.0.1"; });
+  testASecretsTextIsNoPassphrase = refused {
+    targets.web = lib.recursiveUpdate (ssh "127.0.0.1") { connection.passphrase = canary; };
+  };
+  testASecretsTextIsNoKey = refused {
+    targets.web = lib.recursiveUpdate (ssh "127.0.0.1") { connection.key_path = "-----BEGIN PRIVATE KEY-----\n${canary}"; };
+  };
+  testASecretsTextIsNoFile = refused { secrets.X.file = canary; };
+  testASecretsTextIsNoAuthKey = refused { tailscale.authKeyFile = canary; };
+  testAPathLiteralIsNoAuthKey = refused { tailscale.authKeyFile = ./module.nix; };
+  testSecretsAreNoSettings = {
+    expr = lib.filter (name: !(fires "declare secrets.<name>" { settings.${name} = canary; }).expr) secretSettings;
+    expected = [ ];
   };
   testAKeyInTheStoreIsNoKey = refused {
     targets.web = lib.recursiveUpdate (ssh "127.0.0.1") { connection.key_path = "${builtins.storeDir}/abc-key"; };
@@ -274,7 +297,6 @@ in
     expected = lib.splitString "\n" (builtins.readFile ../systemmanager-mcp.service);
   };
 
-  testSecretSettings = fires "declare secrets.<name>" { settings.SYSTEMMANAGER_SHARED_SECRET = canary; };
   testUndeclaredSecret = fires "declare secrets.KEY" {
     targets.web = lib.recursiveUpdate (ssh "127.0.0.1") { connection.key_path = "\${KEY}"; };
   };

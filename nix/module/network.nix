@@ -10,10 +10,8 @@ let
   iface = config.services.tailscale.interfaceName;
   port = toString cfg.settings.MCP_PORT;
   tailscale = lib.getExe config.services.tailscale.package;
-  v6 = lib.hasInfix ":";
-  allow =
-    family: networks:
-    lib.optionalString (networks != [ ]) "${family} daddr { ${lib.concatStringsSep ", " networks} } accept";
+  # A line each: nft refuses a set whose networks overlap.
+  allow = network: "${if lib.hasInfix ":" network then "ip6" else "ip"} daddr ${network} accept";
 in
 {
   config = lib.mkIf cfg.enable {
@@ -21,18 +19,15 @@ in
       enable = lib.mkDefault true;
       tables.systemmanager = {
         family = "inet";
-        content = ''
-          chain egress {
-            type filter hook output priority filter; policy accept;
-            meta skuid != ${toString cfg.uid} accept
-            ct state established,related accept
-            oifname "lo" accept
-            ${lib.optionalString config.services.tailscale.enable ''oifname "${iface}" accept''}
-            ${allow "ip" (lib.filter (network: !v6 network) cfg.allowedNetworks)}
-            ${allow "ip6" (lib.filter v6 cfg.allowedNetworks)}
-            counter reject with icmpx admin-prohibited
-          }
-        '';
+        content =
+          lib.replaceStrings
+            [ "@user@" "@interfaces@" "@allow@" ]
+            [
+              (toString cfg.uid)
+              (lib.concatMapStringsSep ", " (name: ''"${name}"'') ([ "lo" ] ++ lib.optional config.services.tailscale.enable iface))
+              (lib.concatMapStringsSep "\n  " allow cfg.allowedNetworks)
+            ]
+            (builtins.readFile ../egress.nft);
       };
     };
     networking.firewall = {

@@ -13,7 +13,7 @@ let
   id = types.strMatching "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}";
   strings = types.listOf types.str;
   # A path, or what only the service sees; never a file that would be copied to the store.
-  pathOrCredential = types.addCheck (types.strMatching ".+") (text: !lib.hasPrefix builtins.storeDir text) // {
+  pathOrCredential = types.addCheck (types.strMatching "(/|\\$\\{[A-Za-z_]).*") (text: !lib.hasPrefix builtins.storeDir text) // {
     description = "path outside the Nix store, or \${NAME} of a secret";
   };
   # Text that only ever holds a reference: the value itself would be readable in the store.
@@ -37,7 +37,7 @@ let
       socket_path = optional path "local, docker: the Docker Engine's socket.";
       tls_verify = optional types.bool "docker, http: verify the server's certificate.";
       cert_path = optional pathOrCredential "docker: folder with ca.pem, cert.pem, key.pem. http: CA certificates to trust.";
-      base_url = optional (types.strMatching "https?://.+") "http: https://host[:port][/path].";
+      base_url = optional (types.strMatching "https?://[^/@]+(/.*)?") "http: https://host[:port][/path].";
       health_path = optional path "http: what health_check asks for; /.";
       auth = mkOption {
         type = types.nullOr (

@@ -1,5 +1,6 @@
 """Fixtures of real parts, for every test below."""
 
+from tests.real.appliance import debian
 from tests.real.engine import containers, engine, image
 from tests.real.gitserver import repositories
 from tests.real.machine import machine
@@ -10,6 +11,7 @@ from tests.real.stacks import compose_installed, stacks
 __all__ = [
     "compose_installed",
     "containers",
+    "debian",
     "engine",
     "image",
     "machine",

@@ -64,32 +64,39 @@ def _codename() -> str:
     return next(line.partition("=")[2].strip('"') for line in lines if line.startswith("VERSION_CODENAME="))
 
 
-def root_folder() -> Path:
-    """The folder of the machine's root, made when it is not there yet."""
-    made_of = "\n".join((_codename(), *PACKAGES, SET_UP.read_text()))
+def root_folder(suite: str = "", packages: tuple[str, ...] = PACKAGES, set_up: Path = SET_UP) -> Path:
+    """The folder of a machine's root, made when it is not there. `suite` is a release of Debian, else this one's."""
+    made_of = "\n".join((suite or _codename(), *packages, set_up.read_text()))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "systemmanager-machine")
     cache.mkdir(parents=True, exist_ok=True)
     root = cache / hashlib.sha256(made_of.encode()).hexdigest()[:16]
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.is_dir():
-            _make(root)
+            _make(root, suite, packages, set_up)
     return root
 
 
-def _make(root: Path) -> None:
+def _make(root: Path, suite: str, packages: tuple[str, ...], set_up: Path) -> None:
     building = root.with_suffix(".building")
     if building.exists():
         shutil.rmtree(building)
     subprocess.run(
         [
-            "mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}",
-            f"--customize-hook=sh {shlex.quote(str(SET_UP))} \"$1\"", _codename(), str(building), str(SOURCES),
+            "mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(packages)}",
+            f"--customize-hook=sh {shlex.quote(str(set_up))} \"$1\"", suite or _codename(), str(building),
+            _mirror() if suite else str(SOURCES),
         ],
         check=True,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     building.rename(root)
+
+
+def _mirror() -> str:
+    """Where this machine's own packages come from: other releases are there, too."""
+    lines = SOURCES.read_text().splitlines()
+    return next(line.partition(":")[2].split()[0] for line in lines if line.startswith("URIs:"))
 
 
 class Machine(SshServer):
@@ -99,6 +106,9 @@ class Machine(SshServer):
     def os_release(self) -> Path:
         """The file that says which distribution the machine is."""
         return self.folder / "os-release"
+
+    options: tuple[str, ...] = ()
+    """More of systemd-nspawn's."""
 
     def boot(self, root: Path) -> None:
         units = self.folder / "units"
@@ -116,7 +126,7 @@ class Machine(SshServer):
             "--register=no", "--link-journal=no", "--resolv-conf=off", f"--machine={self.folder.name}",
             *(f"--bind-ro={here}:{there}" for here, there in seen.items()),
             f"--bind-ro={source}:{GATEWAY}/src", f"--bind-ro={sys.prefix}:{GATEWAY}/venv",
-            f"--bind-ro={sys.base_prefix}:{GATEWAY}/python",
+            f"--bind-ro={sys.base_prefix}:{GATEWAY}/python", *self.options,
         ]  # fmt: skip
         log = (self.folder / "console").open("wb")
         with log:
