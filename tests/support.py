@@ -111,7 +111,7 @@ async def real_gateway(tmp_path: Path, *targets: Target, **fields: Any) -> Async
     """A gateway over the real executors, with its state below `tmp_path`."""
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700, exist_ok=True)
-    surroundings = Surroundings(runtime, (), OwnFiles(tmp_path / "protected"), state=tmp_path)
+    surroundings = Surroundings(runtime, (tmp_path / "known_hosts",), OwnFiles(tmp_path / "protected"), state=tmp_path)
     audit = AuditLog(tmp_path / "audit.jsonl")
     try:
         async with Executors(surroundings) as executors:

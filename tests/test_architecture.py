@@ -76,14 +76,15 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert length <= 50, f"{path}:{node.lineno} {node.name} has {length} lines"
 
 
-def test_only_the_gate_makes_permits() -> None:
+@pytest.mark.parametrize(("name", "maker"), [("Permit", "policy/gate.py"), ("Judged", "policy/compose/judge.py")])
+def test_only_the_policy_makes_what_executors_act_on(name: str, maker: str) -> None:
     makers = {
         str(path.relative_to(SOURCE))
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Permit"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
     }
-    assert makers == {"policy/gate.py"}
+    assert makers == {maker}
 
 
 def test_broad_excepts_stand_where_calls_are_decided_and_run() -> None:

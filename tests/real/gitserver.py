@@ -38,6 +38,8 @@ class Repositories:
     authority: Path = Path()
     token: str | None = None
     asked: list[str] = field(default_factory=list)
+    hang: bool = False
+    released: threading.Event = field(default_factory=threading.Event)
 
     def url(self, name: str) -> str:
         return f"https://{self.address}/{name}.git"
@@ -71,6 +73,9 @@ class Repositories:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """One request, by git's own CGI program (git-http-backend(1))."""
         self.asked.append(f"{handler.command} {handler.path}")
+        if self.hang:
+            self.released.wait(30)
+            return
         given = handler.headers.get("Authorization", "")
         if self.token is not None and given != f"Basic {base64.b64encode(self.token.encode()).decode()}":
             handler.send_response(401)
@@ -128,5 +133,6 @@ def repositories(tmp_path: Path) -> Iterator[Repositories]:
         try:
             yield made
         finally:
+            made.released.set()
             server.shutdown()
             thread.join()

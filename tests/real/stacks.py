@@ -48,13 +48,20 @@ class Stacks:
         self.names.append(made)
         return made
 
+    @property
+    def state(self) -> Path:
+        """The gateway's state folder."""
+        return self.tmp_path / "gateway"
+
+    def limit(self, seconds: float) -> None:
+        """No call takes longer than this."""
+        constraints = self.target.constraints.model_copy(update={"timeout": seconds})
+        self.target = self.target.model_copy(update={"constraints": constraints})
+
     def reply(self, tool: str, **arguments: Any) -> dict[str, Any]:
         policy = replace(UNTAINTED, stacks=self.rules)
-        state = self.tmp_path / "gateway"
-        folder = state / "git"
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.repositories.authority, folder / "git.127.0.0.1.ca")
-        found: dict[str, Any] = call(state, tool, {**arguments, "target": self.target.id}, self.target, policy=policy)
+        named = {**arguments, "target": self.target.id}
+        found: dict[str, Any] = call(self.state, tool, named, self.target, policy=policy)
         return found
 
     def data(self, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -102,7 +109,8 @@ def stacks(
 ) -> Iterator[Stacks]:
     where = target("host-01", "docker", connection={"socket_path": engine.socket})
     made = Stacks(tmp_path, engine, repositories, where, StackRules(hosts=("127.0.0.0/8",)))
-    (tmp_path / "gateway").mkdir()
+    (made.state / "git").mkdir(parents=True)
+    shutil.copy(repositories.authority, made.state / "git" / "git.127.0.0.1.ca")
     try:
         yield made
     finally:

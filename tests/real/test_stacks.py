@@ -1,5 +1,12 @@
 """Compose stacks from a real git server onto a real engine by the real Compose."""
 
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from tests.real.engine import Containers
+from tests.real.openssh import SshServer
 from tests.real.stacks import Stacks
 
 WEB = """\
@@ -104,3 +111,145 @@ def test_a_stack_is_removed_and_its_volumes_only_when_that_is_asked_for(stacks: 
         kept = [f"{name}_data"]
         assert (gone["volumes_kept"], gone["volumes_removed"]) == (([], kept) if volumes else (kept, []))
     assert stacks.error("get_stack_status", stack_name=name)["code"] == "not_found"
+
+
+def test_a_stack_is_deployed_on_an_ssh_target_with_its_files(stacks: Stacks, ssh_server: SshServer) -> None:
+    """Neither the repository's files nor the engine's socket are where Compose runs."""
+    stacks.target = ssh_server.target("web-01", connection={"docker_socket": stacks.engine.socket})
+    text = WEB.replace('"data:/data"', '"./conf:/etc/app:ro", "./one.sh:/one.sh", "data:/data"')
+    text += "secrets: {s: {file: ./secret.txt}}\n"
+    text = text.replace("    environment", "    secrets: [s]\n    environment")
+    files = {"docker-compose.yml": text, "conf/a/b.conf": "cost: $5\n", "one.sh": "echo $HOME", "secret.txt": "s3same"}
+    stacks.repositories.commit("app", files)
+    name = stacks.name()
+    stacks.data("deploy_stack", stack_name=name, repo_url=stacks.repositories.url("app"))
+    found = stacks.containers(name)["web"]
+    read = ["cat", "/etc/app/a/b.conf", "/one.sh", "/run/secrets/s"]
+    client = stacks.engine.client
+    said = client.exec_start(client.exec_create(found["Id"], read)["Id"]).decode()
+    assert said == "cost: $5\necho $HOMEs3same"
+    stacks.repositories.commit("app", {**files, "conf/a/b.conf": "cost: $6\n"})
+    done = stacks.data("update_stack", stack_name=name)
+    assert done["changed"] and [one["service"] for one in done["difference"]["services_changed"]] == ["web"], done
+    assert stacks.data("remove_stack", stack_name=name)["containers"]
+
+
+def test_a_repository_is_fetched_over_ssh_with_the_key_of_its_host(stacks: Stacks, ssh_server: SshServer) -> None:
+    stacks.repositories.commit("app", {"docker-compose.yml": WEB})
+    repo = f"ssh://{ssh_server.username}@{ssh_server.host}:{ssh_server.port}{stacks.repositories.bare('app')}"
+    name = stacks.name()
+    refused = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+    assert refused["code"] == "host_key_unknown", refused
+    (stacks.state / "known_hosts").write_text(ssh_server.known_hosts_line)
+    refused = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+    assert refused["code"] == "auth_refused" and f"git.{ssh_server.host}.key" in refused["hint"], refused
+    shutil.copy(ssh_server.client_key, stacks.state / "git" / f"git.{ssh_server.host}.key")
+    assert stacks.data("deploy_stack", stack_name=name, repo_url=repo)["changed"]
+
+
+def test_a_token_opens_a_repository_and_is_told_nowhere(stacks: Stacks, capfd: pytest.CaptureFixture[str]) -> None:
+    token = "robot:correct-horse-battery"
+    stacks.repositories.token = token
+    stacks.repositories.commit("app", {"docker-compose.yml": WEB})
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    error = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+    assert error["code"] == "auth_refused" and "git.127.0.0.1.token" in error["hint"], error
+    (stacks.state / "git" / "git.127.0.0.1.token").write_text(token + "\n")
+    assert stacks.data("deploy_stack", stack_name=name, repo_url=repo)["changed"]
+    told = "".join(map(str, capfd.readouterr())) + (stacks.state / "audit.jsonl").read_text()
+    assert "correct-horse" not in told
+    left = [path for path in stacks.state.rglob("*") if path.is_file() and path.name != "git.127.0.0.1.token"]
+    assert not [path for path in left if b"correct-horse" in path.read_bytes()], "it stays nowhere"
+    assert not list(stacks.state.glob("stacks/*/*/checkout-*")), "a checkout goes with its call"
+
+
+def test_variables_that_look_secret_are_kept_closed_and_told_nowhere(stacks: Stacks) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    stacks.repositories.commit("app", healthy("echo the password is $$PASSWORD; exit 1", "/x"))
+    text = HEALTHY.format(command="echo it is $$PASSWORD; exit 1", file="/x")
+    text = text.replace("    healthcheck", '    environment: {PASSWORD: "${DB_PASSWORD}"}\n    healthcheck')
+    stacks.repositories.commit("app", {"docker-compose.yml": text})
+    error = stacks.error("deploy_stack", stack_name=name, repo_url=repo, env_vars={"DB_PASSWORD": "tr0ub4dor&3"})
+    assert "it is [redacted]" in error["details"]["logs"], error
+    assert "tr0ub4dor" not in str(error) + (stacks.state / "audit.jsonl").read_text()
+    stacks.repositories.commit("app", {"docker-compose.yml": text.replace("; exit 1", " > /x; exec sleep 600")})
+    stacks.data("deploy_stack", stack_name=name, repo_url=repo, env_vars={"DB_PASSWORD": "tr0ub4dor&3"})
+    assert "PASSWORD=tr0ub4dor&3" in stacks.containers(name)["web"]["Config"]["Env"]
+    file = stacks.state / "stacks.sqlite"
+    assert file.stat().st_mode & 0o777 == 0o600 and b"tr0ub4dor" in file.read_bytes()
+    stacks.repositories.commit("app", {"docker-compose.yml": text.replace("; exit 1", "1 > /x; exec sleep 600")})
+    assert stacks.data("update_stack", stack_name=name)["changed"], "with the same variables"
+    assert "PASSWORD=tr0ub4dor&3" in stacks.containers(name)["web"]["Config"]["Env"]
+
+
+def test_the_gateways_own_environment_reaches_no_stack(stacks: Stacks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEAK", "of the gateway")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    text = WEB.replace("${PASSWORD:-}", "${LEAK:-}")
+    stacks.repositories.commit("app", {"docker-compose.yml": text})
+    name = stacks.name()
+    stacks.data("deploy_stack", stack_name=name, repo_url=stacks.repositories.url("app"))
+    assert "of the gateway" not in str(stacks.containers(name))
+
+
+def test_what_the_policy_refuses_is_told_with_its_line_and_touches_nothing(stacks: Stacks) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    stacks.repositories.commit("app", {"docker-compose.yml": WEB.replace("    command", "    ipc: host\n    command")})
+    error = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+    assert error["code"] == "compose_refused" and error["message"].startswith("docker-compose.yml:4: "), error
+    assert error["details"]["findings"][0]["field"] == "services.web.ipc" and not stacks.containers(name)
+    stacks.exempt(name, repo, "ipc:host")
+    assert stacks.data("deploy_stack", stack_name=name, repo_url=repo)["difference"]["exempted"] == ["ipc:host"]
+    stacks.rules = replace(stacks.rules, exemptions=())
+    stacks.repositories.commit("app", {"docker-compose.yml": WEB})
+    error = stacks.error("update_stack", stack_name=name)
+    assert error["code"] == "engine_refused" and "no way back" in error["message"], error
+    assert stacks.containers(name)["web"]["HostConfig"]["IpcMode"] == "host", "it was left alone"
+
+
+def test_names_of_others_are_not_taken(stacks: Stacks, containers: Containers) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    other = containers()
+    stacks.repositories.commit(
+        "app", {"docker-compose.yml": WEB.replace("    command", f"    container_name: {other}\n    command")}
+    )
+    error = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+    assert error["code"] == "engine_refused" and other in error["message"], error
+    stacks.engine.client.create_volume(f"{name}_data", labels={"com.docker.compose.project": "other"})
+    try:
+        stacks.repositories.commit("app", {"docker-compose.yml": WEB})
+        error = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+        assert error["code"] == "engine_refused" and f"{name}_data" in error["message"], error
+    finally:
+        stacks.engine.client.remove_volume(f"{name}_data")
+    containers(labels={"com.docker.compose.project": name, "com.docker.compose.service": "web"})
+    assert stacks.error("deploy_stack", stack_name=name, repo_url=repo)["code"] == "engine_refused"
+    assert stacks.error("remove_stack", stack_name=name)["code"] == "engine_refused"
+
+
+def test_what_was_built_from_the_repository_runs(stacks: Stacks) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    text = 'services:\n  web:\n    build: .\n    command: ["cat", "/made"]\n    restart: "no"\n'
+    dockerfile = "FROM systemmanager-test:1\nRUN echo first > /made\n"
+    stacks.repositories.commit("app", {"docker-compose.yml": text, "Dockerfile": dockerfile})
+    stacks.data("deploy_stack", stack_name=name, repo_url=repo)
+    assert b"first" in stacks.engine.client.logs(stacks.containers(name)["web"]["Id"])
+    broken = dockerfile.replace("first > /made", "second > /made; rm /bin/cat")
+    stacks.repositories.commit("app", {"docker-compose.yml": text, "Dockerfile": broken})
+    error = stacks.error("update_stack", stack_name=name)
+    assert error["code"] == "rolled_back", error
+    assert b"first" in stacks.engine.client.logs(stacks.containers(name)["web"]["Id"]), "on the image that ran before"
+
+
+def test_a_call_that_is_cut_off_brings_back_what_ran(stacks: Stacks) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    first = stacks.repositories.commit("app", healthy())
+    stacks.data("deploy_stack", stack_name=name, repo_url=repo)
+    stacks.repositories.commit("app", healthy("exec sleep 601", "/never").copy())
+    slow = HEALTHY.format(command="exec sleep 601", file="/never").replace("retries: 2", "retries: 1000")
+    stacks.repositories.commit("app", {"docker-compose.yml": slow})
+    stacks.limit(12)
+    error = stacks.error("update_stack", stack_name=name)
+    assert error["code"] == "deadline_exceeded", error
+    found = stacks.containers(name)["web"]
+    assert found["State"]["Running"] and found["Config"]["Labels"]["systemmanager.stack.commit"] == first

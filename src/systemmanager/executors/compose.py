@@ -72,6 +72,12 @@ def _is_second(path: str, stamp: int) -> bool:
     return said.returncode == 0 and found is not None and int(found[1]) >= 2
 
 
+def lacking() -> list[str]:
+    """What this machine lacks for stacks: names of programs."""
+    there = {"git": find_program("git"), "Docker Compose v2": find()}
+    return [name for name, path in there.items() if not path]
+
+
 def compose_missing() -> CommandMissing:
     return CommandMissing(
         "Docker Compose v2 is not installed on the gateway",

@@ -22,7 +22,7 @@ from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
 from systemmanager.errors import ConfigError, Problem, Unauthenticated
-from systemmanager.executors import Executors, Surroundings
+from systemmanager.executors import Executors, Surroundings, compose
 from systemmanager.executors.own_files import OwnFiles
 from systemmanager.freezing import Freezer
 from systemmanager.gateway import Gateway
@@ -158,6 +158,7 @@ class Running:
         changes = older.changes(newer)
         self.own_files.add(of_targets(newer))
         self.gateway.replace_registry(newer)
+        await judge_stacks(newer, self.gateway.degraded)
         logs.hide(newer.secrets | self.gateway.secrets)
         gone = [older.targets[id] for id in (*changes["changed"], *changes["removed"])]
         await self.executors.retire(gone)
@@ -192,6 +193,16 @@ class Running:
 
         loop.add_signal_handler(signal.SIGHUP, begin)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since the process began
+
+
+async def judge_stacks(targets: registry.Registry, degraded: dict[str, str]) -> None:
+    """Tell what is missing for stacks, where some target offers them."""
+    degraded.pop("stacks", None)
+    offering = [target.id for target in targets.targets.values() if "stack:admin" in target.offers]
+    missing = await asyncio.to_thread(compose.lacking) if offering else []
+    if missing:
+        degraded["stacks"] = f"no stack can be deployed: {' and '.join(missing)} not installed on the gateway"
+        log.error("stacks can't be deployed", missing=missing, targets=offering[:10])
 
 
 def load_registry(settings: Settings) -> registry.Registry:
@@ -241,6 +252,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             )
             logs.hide(targets.secrets | gateway.secrets)
             journal.begin()
+            await judge_stacks(targets, gateway.degraded)
             gateway.weakened = judge_sandbox(settings, state, gateway.degraded)
             webhook = webhook_of(settings)
             gateway.models = models_of(settings, gateway.freezer)
