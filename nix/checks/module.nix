@@ -112,6 +112,7 @@ let
     "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS"
     "SYSTEMMANAGER_OIDC_CLIENT_SECRET"
     "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET"
+    "SYSTEMMANAGER_AI_KEY"
     "TSIDP_CLIENT_SECRET"
   ];
   ids = config: lib.attrNames config.services.systemmanager.rendered.targets.targets;

@@ -18,6 +18,7 @@ let
     "SYSTEMMANAGER_OIDC_CLIENT_SECRET"
     "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET"
     "SYSTEMMANAGER_AI_KEY"
+    "SYSTEMMANAGER_AI_KEY"
     "TSIDP_CLIENT_SECRET"
   ];
   inSettings = lib.filter (name: cfg.settings ? ${name}) secretSettings;
