@@ -74,6 +74,7 @@ def stand_in(operation: Operation, answer: Callable[[], Any]) -> Operation:
         by=None,
         cases={},
         roles={},
+        plan=None,
     )
 
 

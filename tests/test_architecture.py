@@ -10,7 +10,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "systemmanager"
 TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-VOCABULARY = {"addresses", "errors", "fencing", "params", "ports", "operation", "target", "request", "scopes", "stacks"}
+VOCABULARY = {
+    "addresses", "errors", "fencing", "params", "plan", "ports", "operation", "target", "request", "scopes", "stacks",
+}  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": VOCABULARY,
     "diagnosis": {"diagnosis"},  # text in, a diagnosis out: no port, no clock, nothing but the standard library

@@ -23,7 +23,7 @@ _TARGETS = (
 )
 _REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
-_DRY_RUN = (bool, Field(default=False, description="Only say whether it may run."))
+_DRY_RUN = (bool, Field(default=False, description="Only plan it: what would change, and a plan_id for apply_plan."))
 _WAIT = (float, Field(default=0, ge=0, le=300, description="Seconds to wait for it."))
 _APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
 
@@ -39,6 +39,11 @@ class Shared:
     dry_run: bool
     approval_id: str | None = None
     approval_wait: float = 0
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """What of them a plan holds, beside its targets."""
+        return {}
 
 
 @cache

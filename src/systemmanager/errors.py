@@ -8,11 +8,14 @@
     │   ├── UnknownTarget      unknown_target
     │   ├── TooManyCalls       busy                 of this principal at a time
     │   ├── Unauthenticated    unauthenticated      the credential ended, or nobody could say, while the call waited
-    │   └── AuditUnavailable   audit_unavailable    no audit, no effect
+    │   ├── AuditUnavailable   audit_unavailable    no audit, no effect
+    │   └── PlansUnavailable   plans_unavailable    plans can't be kept or looked up
     └── TargetError                                 one target of the call could not
         ├── Denied             denied, rate_limited, busy ... (the code of the rule that said no)
         ├── ApprovalRequired   approval_required    a person has to say yes first
         ├── ApprovalRefused    approval_refused     this yes does not count: used, late, for another call, one's own
+        ├── PreconditionFailed precondition_failed  the world is not as it was when this was planned
+        ├── NotStarted         not_started          a wave before this target's did not go well
         ├── NotConfigured      not_configured       the registry holds the target, but not all that it needs
         ├── Unsupported        unsupported          this kind of target has no such port
         ├── Unreachable        unreachable          nothing answered, or it refused the connection
@@ -134,6 +137,12 @@ class AuditUnavailable(CallError):
     retryable_default = True
 
 
+class PlansUnavailable(CallError):
+    code = "plans_unavailable"
+    hint_default = "The gateway can't use plans.sqlite of its state folder. Free the disk or fix the file."
+    retryable_default = True
+
+
 class TargetError(GatewayError):
     """One target could not; the others of the same call are not affected."""
 
@@ -160,6 +169,14 @@ class ApprovalRequired(TargetError):
 
 class ApprovalRefused(TargetError):
     code = "approval_refused"
+
+
+class PreconditionFailed(TargetError):
+    code = "precondition_failed"
+
+
+class NotStarted(TargetError):
+    code = "not_started"
 
 
 class NotConfigured(TargetError):

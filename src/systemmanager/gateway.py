@@ -18,7 +18,6 @@ from systemmanager.advising import Model, advise
 from systemmanager.approvals.desk import Approve, Desk, Elicit, settle
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
-    AuditUnavailable,
     CallError,
     GatewayError,
     InternalError,
@@ -31,7 +30,10 @@ from systemmanager.freezing import Freezer
 from systemmanager.journal import Call, Entry, Journal
 from systemmanager.load import MOST_CALLS, InFlight, Readers, Recent
 from systemmanager.operation import CATALOGUE, Operation
+from systemmanager.plans.planner import APPLY, Planner
+from systemmanager.plans.store import PlanStore
 from systemmanager.policy.gate import decide
+from systemmanager.policy.verdicts import held
 from systemmanager.policyfile import BUILTIN, Policy
 from systemmanager.redaction import Redactor
 from systemmanager.refusal import refusal
@@ -57,7 +59,8 @@ class Gateway:
     `policy` may be replaced at any time. `open` gives the port that a Permit is for; `root` says whether the gateway
     itself runs as root; `weakened` are the required parts of its sandbox that are missing; `degraded` holds what is
     wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's; `models` may put
-    into words and order what was found, the first that is there; without a `desk` only `approve` gets a person's yes.
+    into words and order what was found, the first that is there; without a `desk` only `approve` gets a person's yes,
+    and without `plans` none can be carried out by its id.
     """
 
     registry: Registry
@@ -65,6 +68,7 @@ class Gateway:
     journal: Journal
     policy: Policy = BUILTIN
     desk: Desk | None = None
+    plans: PlanStore | None = None
     freezer: Freezer = field(default_factory=Freezer)
     root: bool = False
     weakened: tuple[str, ...] = ()
@@ -85,6 +89,7 @@ class Gateway:
             lambda principal: FleetView(self, principal),
             self._now,
         )
+        self.planner = Planner(self.runner, self.plans)
         self.replace_registry(self.registry)
 
     def replace_registry(self, registry: Registry) -> None:
@@ -127,6 +132,7 @@ class Gateway:
 
         async def once(raw: Mapping[str, Any], *asking: Any) -> _Decided:
             call = self._begin(entry, tool, raw, started)
+            call = await self._planned(call)
             targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
             return call, *await self._decisions(call, targets, *asking)
 
@@ -141,6 +147,9 @@ class Gateway:
             return call, requests, decisions
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
+            if call.shared.dry_run:
+                return await self._previews(call, requests, decisions)
+            decisions = await self.planner.claim(call, decisions)
             replies = await self.runner.results(call, requests, decisions, told)
             await advise(call, replies, self.models or ((sample,) if sample else ()), self.journal)
             return replies
@@ -202,7 +211,7 @@ class Gateway:
                 await self.journal.decided(call, requests, decisions)
                 reply = Reply(entry.call_id, entry.tool, await results(call, requests, decisions))
                 return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
-            except AuditUnavailable as error:
+            except CallError as error:
                 return shaping.fault(entry.call_id, entry.tool, error.as_dict())
             except Exception:
                 log.exception("call failed by a defect", tool=entry.tool)
@@ -226,6 +235,26 @@ class Gateway:
         meant = operation.meant(arguments)
         return Call(entry, meant, arguments, shared, self.registry, self.policy, self._redactor, started)
 
+    async def _planned(self, call: Call) -> Call:
+        """The planned call in the place of one that carries a plan out; where there is no such plan, the call itself.
+
+        It is decided anew for whoever calls now: a plan is no right.
+        """
+        if call.operation.name != APPLY:
+            return call
+        kept = await self.planner.find(str(call.arguments.get("plan_id")), call.principal.subject)
+        if kept is None:
+            return call
+        how = call.shared
+        asked: dict[str, Any] = {"format": how.format, "dry_run": how.dry_run}
+        asked |= {"approval_id": how.approval_id, "approval_wait": how.approval_wait}
+        operation = CATALOGUE[kept.tool]
+        arguments, shared = validate(operation, {**kept.arguments, **asked})
+        entry = self._entry(call.principal, kept.tool, kept.arguments)
+        entry = replace(entry, call_id=call.id)
+        meant = operation.meant(arguments)
+        return replace(call, entry=entry, operation=meant, arguments=arguments, shared=shared, applies=kept)
+
     def chosen(
         self, principal: Principal, operation: Operation, expressions: Sequence[str] | None, registry: Registry
     ) -> list[Target]:
@@ -245,7 +274,27 @@ class Gateway:
         decisions = [_decide(request) for request in requests]
         if any(decision.permit is not None or decision.against.code != "rate_limited" for decision in decisions):
             self._recent.add(call.principal.subject, requests[0].access.risk)
-        return await settle(self.desk, call, requests, decisions, _decide, approve, elicit)
+        found = {decision.answer for decision in decisions}
+        if found == {Answer.DENY} or not (call.applies or (Answer.ASK in found and not call.shared.dry_run)):
+            return requests, decisions
+        planned = await self.planner.plan(call, requests)
+        if call.applies is not None:
+            moved = await self.planner.differs(call, planned, call.applies.id)
+            if moved is not None:
+                return requests, held(decisions, moved)
+        if planned is not None:
+            requests = [replace(request, plan=planned.shown) for request in requests]
+        return await settle(self.desk, call, requests, decisions, _decide, approve, elicit, self.planner.moved)
+
+    async def _previews(
+        self, call: Call, requests: Sequence[Request], decisions: Sequence[Decision]
+    ) -> list[TargetReply]:
+        """A dry run's answers; what was looked at for a plan is on record."""
+        found = await self.planner.preview(call, requests, decisions)
+        for request, reply in found:
+            if request.plan is not None:
+                await self.journal.outcome(call, request, reply)
+        return [reply for _, reply in found]
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from systemmanager.audit.record import Phase, Record, timestamp
 from systemmanager.audit.signing import Signer, fault, new_key
 from systemmanager.errors import AuditUnavailable, TooManyCalls
 from systemmanager.operation import Operation, Risk
+from systemmanager.plans.store import Kept
 from systemmanager.policyfile import Policy
 from systemmanager.redaction import Redactor
 from systemmanager.registry import Registry
@@ -57,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What belongs to one call while it runs; a reload does not change it."""
+    """What belongs to one call while it runs; a reload does not change it. `applies` is the plan to be carried out."""
 
     entry: Entry
     operation: Operation
@@ -67,6 +68,7 @@ class Call:
     policy: Policy
     redactor: Redactor
     started: float
+    applies: Kept | None = None
 
     @property
     def id(self) -> str:
@@ -302,6 +304,7 @@ class Journal:
             risk=request.access.risk,
             approved_by=request.approved_by,
             dry_run=request.dry_run,
+            plan_id=request.plan_id,
             registry=call.registry.version,
             policy=call.policy.version,
             time=self.clock(),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from systemmanager import ports
 from systemmanager.fencing import Places, places
+from systemmanager.plan import Plan
 from systemmanager.scopes import canonical
 from systemmanager.stacks import Stacks
 
@@ -54,7 +55,8 @@ class Operation:
     rights, and which one a call means is known before anything about it is decided.
     `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`;
     a `host` is connected to, a `name` only asked about.
-    `without_targets` runs on the Fleet port when the call names no target.
+    `without_targets` runs on the Fleet port when the call names no target. `plan` takes what the function takes, only
+    looks, and says what the function would do.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Operation:
     idempotent: bool = True
     open_world: bool = False
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None
+    plan: Callable[..., Awaitable[Plan]] | None = None
 
     def access_for(self, arguments: Mapping[str, Any]) -> Access:
         """What this use demands, by the value of the deciding parameter where there is one."""
@@ -168,14 +171,13 @@ def operation(
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None,
     form_of: Callable[..., Any] | None = None,
     begins: str = "",
+    plan: Callable[..., Awaitable[Plan]] | None = None,
 ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
     """Declare an operation; the function stays what it was, so that operations can call each other.
 
-    `timeout` is in seconds and the target's own limit may shorten it. The result model says which texts are foreign.
-    `changes`: it may change something although its scope is for diagnostics. With `form_of` the function is what the
-    named operation does when the value of its deciding parameter begins so; the parameters must be the same.
+    `timeout` is in seconds; a target's may be shorter. `changes`: it may change something, whatever its scope says.
+    With `form_of` the function is what that operation does when the value of its deciding parameter `begins` so.
     """
-
     access = demand(scope, capability, risk, approval=approval, privileged=privileged, changes=changes)
 
     def declare(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
@@ -190,6 +192,7 @@ def operation(
             idempotent=idempotent,
             open_world=open_world,
             without_targets=without_targets,
+            plan=plan,
         )
         if form_of is None:
             CATALOGUE[made.name] = made

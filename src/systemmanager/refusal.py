@@ -7,11 +7,15 @@ from systemmanager.errors import (
     ApprovalRequired,
     Denied,
     InternalError,
+    NotFound,
+    PreconditionFailed,
     TargetError,
 )
 from systemmanager.journal import Call
 from systemmanager.request import Answer, Decision, Request
 from systemmanager.shaping import TargetReply
+
+_BY_CODE = {kind.code: kind for kind in (PreconditionFailed, NotFound)}
 
 
 def preview(call: Call, request: Request, decision: Decision) -> TargetReply:
@@ -28,11 +32,13 @@ def refusal(decision: Decision) -> TargetError:
     against = decision.against
     if against.code == InternalError.code:
         return InternalError(against.reason)
+    details = dict(against.details) if against.details else None
     if against.answer is Answer.ASK:
-        details = dict(against.details) if against.details else None
         return ApprovalRequired(against.reason, hint=f"{against.fix}." if against.fix else None, details=details)
     if against.code == ApprovalRefused.code:
         return ApprovalRefused(against.reason, hint=against.fix, retryable=against.retryable)
+    if (kind := _BY_CODE.get(against.code)) is not None:
+        return kind(against.reason, hint=f"{against.fix}." if against.fix else None, details=details)
     lead = "" if against.retryable else "It would need "
     hint = f"{lead}{against.fix}." if against.fix else None
     return Denied(against.reason, code=against.code, hint=hint, retryable=against.retryable)

@@ -77,6 +77,7 @@ class Request:
     `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
     `tainted`: so many seconds ago the principal has read text that others wrote; `taint_lasts`: so long that counts.
     `own`: the gateway itself is asked, and no target. `stacks` is what policy.yaml says of Compose stacks.
+    `plan` is what a person is shown of what the call would do.
     """
 
     call_id: str
@@ -100,11 +101,17 @@ class Request:
     dry_run: bool = False
     own: bool = False
     stacks: StackRules = NO_STACKS
+    plan: Mapping[str, Any] | None = None
 
     @property
     def approved(self) -> bool:
         """Whether as many people said yes as the target wants."""
         return len(self.approvers) >= (2 if self.target.constraints.dual_approval else 1)
+
+    @property
+    def plan_id(self) -> str | None:
+        """The plan that is carried out, or asked about."""
+        return None if self.plan is None else str(self.plan["plan_id"])
 
     @property
     def approved_by(self) -> str | None:
@@ -137,6 +144,7 @@ class Permit:
     """The gate's word that one Request may run. Executors open for nothing else; only `policy/gate.py` makes one.
 
     `judge` goes with it where what is to run is only known on the way: a stack's configuration.
+    A `rehearsal` is for looking at what the operation would do: it gets no root by sudo, and changes nothing.
     """
 
     call_id: str
@@ -146,6 +154,7 @@ class Permit:
     timeout: float
     neighbours: frozenset[str] = frozenset()
     judge: StackJudge | None = None
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

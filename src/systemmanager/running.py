@@ -5,24 +5,28 @@ One target that fails, hangs or is frozen costs the others nothing: each has its
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import structlog
 
 from systemmanager.errors import DeadlineExceeded, Denied, GatewayError, InternalError
-from systemmanager.fencing import fence, fence_error, new_nonce, present
+from systemmanager.fencing import Places, fence, fence_error, new_nonce, places, present
 from systemmanager.fleet import gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Journal, being_cancelled
 from systemmanager.load import AllSlots, Readers, Shares, Slots, room_aside
-from systemmanager.refusal import preview, refusal
+from systemmanager.plan import Plan
+from systemmanager.ports import Result
+from systemmanager.refusal import refusal
 from systemmanager.request import Decision, Permit, Principal, Request
 from systemmanager.shaping import TargetReply
 from systemmanager.telling import Told
 
 Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
+
+Work = Callable[..., Awaitable[Result]]
 
 GLOBAL_SLOTS = 256
 
@@ -56,8 +60,6 @@ class Runner:
         self, call: Call, requests: list[Request], decisions: list[Decision], told: Told
     ) -> list[TargetReply]:
         pairs = list(zip(requests, decisions, strict=True))
-        if call.shared.dry_run:
-            return [preview(call, *pair) for pair in pairs]
         if len(pairs) == 1:
             return [await self._on_target(call, *pairs[0])]
         told.total = len(pairs)
@@ -76,12 +78,41 @@ class Runner:
         if decision.permit is None:
             result.error = call.redactor.value(refusal(decision).as_dict())
             return result
+        try:
+            operation = call.operation
+            own = operation.without_targets if request.target is gateway_target() else None
+            work, where = own or operation.function, (operation.foreign, operation.fences)
+            await self._attempt(call, request, decision.permit, result, work, *where)
+        finally:
+            result.elapsed_ms = call.elapsed_ms
+            await self._journal.outcome(call, request, result)
+        self._remember(call, request, result)
+        return result
+
+    async def rehearse(self, call: Call, request: Request, permit: Permit) -> tuple[TargetReply, Plan | None]:
+        """What the operation would do on one target, as it is told and as it is."""
+        assert call.operation.plan is not None
+        result = TargetReply(request.target.id)
+        where = (places(Plan, fenced=False), places(Plan, fenced=True))
+        plan = await self._attempt(call, request, permit, result, call.operation.plan, *where)
+        result.elapsed_ms = call.elapsed_ms
+        (result.data or {}).pop("preconditions", None)
+        return result, plan if isinstance(plan, Plan) else None
+
+    async def _attempt(
+        self, call: Call, request: Request, permit: Permit, result: TargetReply, work: Work, *where: Places
+    ) -> Result | None:
+        """What `work` answers within slots and deadline, told in `result`; None when `result` says why not.
+
+        `where` are the places of an answer that others wrote, and of those the ones to be fenced.
+        """
         slots = self.slots.of(request.target)
         slots.running += 1
         try:
             with self._freezer.running(request) as run:
-                result.data = await self._within_deadline(call, run, decision.permit, slots)
-            result.untrusted = present(result.data, call.operation.foreign)
+                answer = await self._within_deadline(call, run, permit, slots, work)
+            self._tell(call, answer, result, *where)
+            return answer
         except GatewayError as error:
             result.error = call.redactor.value(error.as_dict())
             result.untrusted = fence_error(result.error)
@@ -95,28 +126,30 @@ class Runner:
             result.error = self._defect(call, request)
         finally:
             slots.running -= 1
-            result.elapsed_ms = call.elapsed_ms
-            await self._journal.outcome(call, request, result)
-        self._remember(call, request, result)
-        if result.untrusted:
-            self._readers.add(call.principal.subject)
-        return result
+            if result.untrusted:
+                self._readers.add(call.principal.subject)
+        return None
+
+    def _tell(self, call: Call, answer: Result, result: TargetReply, foreign: Places, fences: Places) -> None:
+        """Put an answer into a reply: redacted, fenced last of all, as a mask that runs to the end of a text must not
+        take the fence with it."""
+        data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
+        result.data = data if fences is None else fence(data, fences, new_nonce())
+        result.untrusted = present(result.data, foreign)
 
     def _defect(self, call: Call, request: Request) -> dict[str, Any]:
         """What is told of an exception that no operation may raise: its text stays in the gateway's log."""
         log.exception("operation failed by a defect", tool=call.operation.name, target=request.target.id)
         return InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
 
-    async def _within_deadline(self, call: Call, run: Run, permit: Permit, slots: Slots) -> dict[str, Any]:
-        function, opened, target = call.operation.function, None, run.request.target
-        if target is gateway_target():
-            function = call.operation.without_targets or function
-            opened = nullcontext(self._fleet(call.principal))
+    async def _within_deadline(self, call: Call, run: Run, permit: Permit, slots: Slots, work: Work) -> Result:
+        target = run.request.target
+        fleet = nullcontext(self._fleet(call.principal)) if target is gateway_target() else None
         shared = self.shares.hold(call.principal.subject)
         try:
             async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, shared:
-                async with opened or self._open(permit, call.operation.port) as port:
-                    answer = await function(port, **call.arguments)
+                async with fleet or self._open(permit, call.operation.port) as port:
+                    return await work(port, **call.arguments)
         except TimeoutError as error:
             if run.deadline is None or not run.deadline.expired():
                 raise
@@ -126,11 +159,6 @@ class Runner:
                 f"{target.id!r} did not finish within {permit.timeout:g} s",
                 hint="Ask for less, or raise constraints.timeout of the target.",
             ) from error
-        data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
-        if call.operation.fences is not None:
-            # Last of all: a mask that runs to the end of a text must not take the fence with it.
-            data = fence(data, call.operation.fences, new_nonce())
-        return data
 
     def _remember(self, call: Call, request: Request, result: TargetReply) -> None:
         """Each target's last status, for the resources."""

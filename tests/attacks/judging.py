@@ -69,7 +69,8 @@ def _judge_codes(case: Case, told: Told, finding: Finding) -> None:
 
 
 def _judge_effects(case: Case, told: Told, arena: Arena, finding: Finding) -> None:
-    """Nothing happened; where a case lets programs run, exactly these ran (`ran`, null for any)."""
+    """Nothing happened; where a case lets programs run, exactly these ran (`ran`, null for any); where it lets a plan
+    look, an engine was asked with GET only (`looks`)."""
     seen = told.watch.effects if told.watch is not None else []
     if "ran" in case.given:
         seen = [one for one in seen if not one.startswith(("ran ", "os.kill"))]
@@ -77,8 +78,10 @@ def _judge_effects(case: Case, told: Told, arena: Arena, finding: Finding) -> No
             finding.effects.append(f"ran {arena.ran()}, not {case.given['ran']}")
     else:
         finding.effects += [f"ran {argv}" for argv in arena.ran()]
-    if case.given.get("comes"):
+    if case.given.get("comes") or case.given.get("looks"):
         seen = [one for one in seen if not one.startswith("socket.")]
+        looked = " got b'GET " if case.given.get("looks") else ""
+        finding.effects += [one for one in arena.sinks.came if looked not in one]
     else:
         finding.effects += arena.sinks.came
     finding.effects += seen

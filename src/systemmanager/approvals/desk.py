@@ -18,12 +18,14 @@ from systemmanager.errors import ApprovalRefused, GatewayError, NotFound
 from systemmanager.journal import Call, Journal
 from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals
+from systemmanager.policy.verdicts import held
 from systemmanager.request import Answer, Decision, Request, Verdict
 
 Judge = Callable[[Request], Decision]
 Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
 Elicit = Callable[[Asked], Awaitable[bool | None]]
 Tell = Callable[[float, str], Awaitable[None]]
+Moved = Callable[[Call, Sequence[Request], str | None], Awaitable[Verdict | None]]
 Settled = tuple[list[Request], list[Decision]]
 
 if TYPE_CHECKING:
@@ -50,11 +52,13 @@ async def settle(
     judge: Judge,
     approve: Approve | None,
     elicit: Elicit | None,
+    moved: Moved,
 ) -> Settled:
     """What becomes of a call: with a yes it goes on, else it is held and told how to get one.
 
     `approve` asks whoever sits at the gateway's terminal; "" is their no, and then nobody else is asked. A call that
-    does not ask, or does only a dry run, is left as it is.
+    does not ask, or does only a dry run, is left as it is. `moved` says what is not as it was when the plan was made
+    that the person was shown.
     """
     if call.shared.dry_run or not _asks(decisions):
         return requests, decisions
@@ -64,11 +68,13 @@ async def settle(
         )
         if person == "":
             return requests, decisions
+        if person and (otherwise := await moved(call, requests, requests[0].plan_id)):
+            return requests, held(decisions, otherwise)
         if person:
             requests, decisions = _approved(requests, decisions, (person,), judge)
     if desk is None or not _asks(decisions):
         return requests, decisions
-    return await desk.settle(call, requests, decisions, judge, elicit)
+    return await desk.settle(call, requests, decisions, judge, elicit, moved)
 
 
 def _asks(decisions: Sequence[Decision]) -> bool:
@@ -84,16 +90,6 @@ def _approved(
     return asked, [judge(request) for request in asked]
 
 
-def _held(decisions: Sequence[Decision], verdict: Verdict) -> list[Decision]:
-    """The decisions while a person is asked: nothing of the call runs, so that it is not done twice in part."""
-    return [one if one.answer is Answer.DENY else _against(one, verdict) for one in decisions]
-
-
-def _against(decision: Decision, verdict: Verdict) -> Decision:
-    others = (one for one in decision.verdicts if one.answer is Answer.ALLOW and one.rule != verdict.rule)
-    return Decision((*others, verdict), None)
-
-
 @dataclass
 class Desk:
     """All that a gateway knows of approvals. Its methods raise `ApprovalRefused`, and `NotFound` for an unknown id."""
@@ -107,7 +103,13 @@ class Desk:
     _bell: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def settle(
-        self, call: Call, requests: list[Request], decisions: list[Decision], judge: Judge, elicit: Elicit | None = None
+        self,
+        call: Call,
+        requests: list[Request],
+        decisions: list[Decision],
+        judge: Judge,
+        elicit: Elicit | None,
+        moved: Moved,
     ) -> Settled:
         """What becomes of a call that needs a yes."""
         given = False
@@ -116,19 +118,21 @@ class Desk:
             if call.shared.approval_id is None:
                 asked, given = await self._ask(call, question, elicit)
             else:
+                if otherwise := await self._outdated(call, requests, question, moved):
+                    return requests, held(decisions, otherwise)
                 asked = await self._redeem(call, call.shared.approval_id, question)
         except GatewayError as error:
-            return requests, _held(decisions, _refused(error))
+            return requests, held(decisions, _refused(error))
         except (sqlite3.Error, OSError) as error:
             log.error("approvals can't be read or written", error=str(error))
             broken = ApprovalRefused("approvals can't be read or written now", retryable=True)
-            return requests, _held(decisions, _refused(broken))
+            return requests, held(decisions, _refused(broken))
         if asked.state == "used":
             return _approved(requests, decisions, asked.people, judge)
         if asked.state == "denied":
-            return requests, _held(decisions, _refused(ApprovalRefused(f"{asked.refuser} said no to this call")))
+            return requests, held(decisions, _refused(ApprovalRefused(f"{asked.refuser} said no to this call")))
         reason = next(decision.against.reason for decision in decisions if decision.answer is Answer.ASK)
-        return requests, _held(decisions, self._required(asked, reason, given=given))
+        return requests, held(decisions, self._required(asked, reason, given=given))
 
     async def _ask(self, call: Call, question: Question, elicit: Elicit | None) -> tuple[Asked, bool]:
         """The request for a call, and whether it was approved just now, while the channels were tried."""
@@ -188,6 +192,22 @@ class Desk:
             self._promised.clear()
         self._promised.add(id)
 
+    async def _outdated(
+        self, call: Call, requests: Sequence[Request], question: Question, moved: Moved
+    ) -> Verdict | None:
+        """What has moved since the plan that people were shown; None when all is as it was, or it is another call.
+
+        The approval is not used up: it counts when the world is again as it was.
+        """
+        with suppress(NotFound):
+            asked = await self.get(call.shared.approval_id or "")
+            plan = asked.question.get("plan")
+            if asked.digest == question.digest or not plan or asked.state not in ("pending", "approved"):
+                return None
+            if question_of(call, requests, plan["plan_id"]).digest == asked.digest:
+                return await moved(call, requests, plan["plan_id"])
+        return None
+
     async def _redeem(self, call: Call, id: str, question: Question) -> Asked:
         """The used-up approval, or the pending one. Every other is refused."""
         subject = call.principal.subject
@@ -208,6 +228,8 @@ class Desk:
             "expires_in": left,
             "needed": asked.needed,
         }
+        if plan := asked.question.get("plan"):
+            details["plan_id"] = plan["plan_id"]
         if given:
             details["given"] = True
         if asked.state == "approved":
@@ -296,6 +318,8 @@ class Desk:
             "digest": asked.digest,
         }
         details |= {"targets": asked.question.get("targets"), "state": asked.state, **more}
+        if plan := asked.question.get("plan"):
+            details["plan_id"] = plan["plan_id"]
         await self.journal.event(name, details, subject)
 
 

@@ -25,11 +25,12 @@ class Question:
     needed: int = 1
 
 
-def question_of(call: Call, requests: Sequence[Request], plan: Any = None) -> Question:
+def question_of(call: Call, requests: Sequence[Request], plan_id: str | None = None) -> Question:
     """The question that a call is. Raises `ApprovalRefused` for one that is too large to be shown whole.
 
     It names every target of the call, those that would be denied too: then no later change of rights makes a yes
-    cover more than was shown. The ways to ask and to answer (`format`, `approval_id` ...) are no part of it.
+    cover more than was shown. It is bound to the plan by its id; `plan_id` names another one than the requests do. The
+    ways to ask and to answer (`format`, `approval_id` ...) are no part of it.
     """
     principal = call.principal
     real = {
@@ -39,11 +40,11 @@ def question_of(call: Call, requests: Sequence[Request], plan: Any = None) -> Qu
         "targets": [request.target.id for request in requests],
         "arguments": to_jsonable_python(call.arguments),
         "risk": str(requests[0].access.risk),
-        "plan": to_jsonable_python(plan),
+        "plan": plan_id or requests[0].plan_id,
         "policy": call.policy.version,
         "registry": call.registry.version,
     }
-    shown = call.redactor.value(real)
+    shown = call.redactor.value({**real, "plan": requests[0].plan})
     if len(json.dumps(shown)) > MOST_SHOWN:
         raise ApprovalRefused(
             f"the call is too large to be shown whole to a person: more than {MOST_SHOWN} characters",

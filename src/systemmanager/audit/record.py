@@ -46,6 +46,7 @@ class Record:
     reason: str | None = None
     approved_by: str | None = None
     dry_run: bool = False
+    plan_id: str | None = None
     registry: str | None = None
     policy: str | None = None
     elapsed_ms: int | None = None
@@ -61,8 +62,8 @@ class Record:
 
 
 _FIELDS = (
-    "phase", "call_id", "tool", "subject", "kind", "target", "risk", "dry_run", "arguments", "approved_by", "code",
-    "reason", "elapsed_ms", "registry", "policy",
+    "phase", "call_id", "tool", "subject", "kind", "target", "risk", "dry_run", "plan_id", "arguments", "approved_by",
+    "code", "reason", "elapsed_ms", "registry", "policy",
 )  # fmt: skip
 _values = attrgetter(*_FIELDS)
 

@@ -63,11 +63,18 @@ def with_privilege(
 ) -> tuple[str, ...]:
     """The command as it is run: behind `sudo -n` when root is asked for, needed, and granted by the target's policy.
 
+    For a rehearsal it never is.
+
     sudo clears the environment, so `env` is then handed to sudo; without sudo the caller sets it.
     """
     _check(argv)
     policy = permit.target.constraints.sudo_policy
-    if privileged and not root and (policy == "full" or (policy == "limited" and argv[0] in LIMITED_SUDO)):
+    if (
+        privileged
+        and not root
+        and not permit.rehearsal
+        and (policy == "full" or (policy == "limited" and argv[0] in LIMITED_SUDO))
+    ):
         return ("sudo", "-n", *(f"{name}={value}" for name, value in (env or {}).items()), "--", *argv)
     return tuple(argv)
 

@@ -27,11 +27,17 @@ class EngineDocker:
         self._target = permit.target.id
         self._limit = permit.target.constraints.max_output_bytes
         self._images = permit.target.constraints.images
+        self._looks = permit.rehearsal
 
     async def _ask(
         self, method: str, path: str, *parts: str, query: Mapping[str, Any] | None = None, body: Any = None
     ) -> Any:
+        self._may(method)
         return await self._client.ask(Exchange(self._deadline), method, path, *parts, query=query, body=body)
+
+    def _may(self, method: str) -> None:
+        if self._looks and method != "GET":
+            raise RuntimeError("a rehearsal changes nothing")
 
     async def version(self) -> Json:
         return dict(await self._ask("GET", "/version"))
@@ -73,6 +79,7 @@ class EngineDocker:
             raise NotFound(f"no image {name!r} on {self._target!r}", hint=did_you_mean(name, known)) from error
 
     async def pull(self, image: str, tag: str, platform: str | None = None) -> Json:
+        self._may("POST")
         self._check_image(image)
         digest = image.partition("@")[2]
         reference = image if digest else f"{image}:{tag}"

@@ -20,6 +20,7 @@ AREAS = (
     "analysis",
     "packages",
     "security",
+    "plans",
 )
 
 for _area in AREAS:

@@ -12,6 +12,7 @@ from pydantic import Field
 from systemmanager.operation import Risk, demand, operation
 from systemmanager.paging import page
 from systemmanager.params import ContainerName, Cursor, Limit, LineCount
+from systemmanager.plan import Change, Inverse, Plan
 from systemmanager.ports import Docker, ForeignText, FreeText, Json, Page, Result
 
 SETTLE = 1.0
@@ -109,6 +110,50 @@ class ContainerState(Result):
     truncated: bool | None = Field(default=None, description="The log's beginning is cut.")
 
 
+Action = Literal["start", "stop", "restart", "logs"]
+
+
+async def plan_container(docker: Docker, action: Action, name_or_id: ContainerName, lines: LineCount = 100) -> Plan:
+    """What `manage_container` would do."""
+    found = await docker.inspect(name_or_id)
+    state, name = found["State"], found["Name"].lstrip("/")
+    runs = bool(state["Running"]) and not state.get("Paused")
+    changes: list[Change] = []
+    if action == "restart" or runs != (action == "start"):
+        after = "exited" if action == "stop" else "running"
+        again = " again" if action == "restart" and runs else ""
+        changes = [Change(what=f"container {name}", field="state", before=state["Status"], after=f"{after}{again}")]
+    notes = []
+    if action == "stop" and (found.get("HostConfig") or {}).get("AutoRemove"):
+        notes.append("It was started with --rm: stopped, it is gone.")
+    inverse, reason = None, "Nothing would change." if not changes else None
+    if changes and action == "restart" and runs:
+        reason = "A restart can't be taken back."
+    elif changes and notes:
+        reason = "The engine removes it when it stops."
+    elif changes:
+        opposite = "start" if action == "stop" else "stop"
+        inverse = Inverse(tool="manage_container", arguments={"action": opposite, "name_or_id": name})
+    return Plan(
+        changes=changes,
+        preconditions=standing(found),
+        inverse=inverse,
+        no_inverse=reason,
+        notes=notes or None,
+    )
+
+
+def standing(found: Json) -> dict[str, str | None]:
+    """What tells a container from another one, and from itself at another time."""
+    state = found["State"]
+    return {
+        "container": str(found["Id"]),
+        "image": str(found.get("Image") or ""),
+        "state": str(state["Status"]),
+        "started": str(state.get("StartedAt") or ""),
+    }
+
+
 READ_LOGS = demand("container:read", "container:read", Risk.LOW)
 
 
@@ -118,11 +163,12 @@ READ_LOGS = demand("container:read", "container:read", Risk.LOW)
     risk=Risk.HIGH,
     timeout=60,
     by="action",
+    plan=plan_container,
     cases={"logs": READ_LOGS},
 )
 async def manage_container(
     docker: Docker,
-    action: Literal["start", "stop", "restart", "logs"],
+    action: Action,
     name_or_id: ContainerName,
     lines: LineCount = 100,
 ) -> ContainerState:

@@ -19,6 +19,7 @@ from systemmanager.errors import (
 )
 from systemmanager.operation import Risk, operation
 from systemmanager.params import UnitName
+from systemmanager.plan import Change, Inverse, Plan
 from systemmanager.ports import FreeText, Output, Result, Shell
 
 _PROPERTIES = (
@@ -63,10 +64,61 @@ async def get_service_status(shell: Shell, service_name: UnitName) -> UnitState:
     return state.model_copy(update={"journal": await _journal(shell, state.unit) or None})
 
 
+_OPPOSITE = {"start": "stop", "stop": "start", "enable": "disable", "disable": "enable"}
+_AT_BOOT = {"enable": "enabled", "disable": "disabled"}
+
+
+async def plan_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> Plan:
+    """What `manage_service` would do."""
+    state = await _state(shell, service_name)
+    changes, notes = _changes(state, action), []
+    if action in ("start", "enable") and state.load == "masked":
+        notes.append("The unit is masked: this will fail.")
+    if action in ("enable", "disable") and state.enabled not in ("enabled", "disabled", None):
+        notes.append(f"The unit is {state.enabled}: that may change nothing.")
+    inverse, reason = None, None
+    if not changes:
+        reason = "Nothing would change."
+    elif action == "restart" and state.active == "active":
+        reason = "A restart can't be taken back."
+    else:
+        opposite = _OPPOSITE.get(action, "stop")
+        inverse = Inverse(tool="manage_service", arguments={"action": opposite, "service_name": state.unit})
+    return Plan(
+        changes=changes,
+        preconditions={
+            "active": state.active,
+            "sub": state.sub,
+            "enabled": state.enabled,
+            "load": state.load,
+            "file": state.file,
+            "main_pid": str(state.main_pid) if state.main_pid else None,
+        },
+        inverse=inverse,
+        no_inverse=reason,
+        notes=notes or None,
+    )
+
+
+def _changes(state: UnitState, action: ServiceAction) -> list[Change]:
+    what, runs = f"unit {state.unit}", state.active in ("active", "activating", "reloading")
+    if action in _AT_BOOT:
+        wanted = _AT_BOOT[action]
+        same = state.enabled == wanted
+        return [] if same else [Change(what=what, field="at boot", before=state.enabled, after=wanted)]
+    if action == "restart" and runs:
+        pid = f"active, pid {state.main_pid}" if state.main_pid else "active"
+        return [Change(what=what, field="active", before=pid, after="active, a new process")]
+    if runs == (action != "stop"):
+        return []
+    return [Change(what=what, field="active", before=state.active, after="inactive" if runs else "active")]
+
+
 @operation(
     scope="service:write",
     capability="service:control",
     risk=Risk.HIGH,
+    plan=plan_service,
     privileged=True,
     roles={"unit": "service_name"},
     timeout=90,
