@@ -279,6 +279,39 @@ def test_nothing_appended_to_the_witness_silences_it(tmp_path: Path, poison: byt
     broken(path, witness=witness)
 
 
+def test_a_line_of_the_witness_that_a_crash_cut_off_is_told_apart_and_heals(tmp_path: Path) -> None:
+    path, witness = made(tmp_path / "a", 30), tmp_path / "a" / "witness"
+    whole = witness.read_bytes()
+    *before, last = whole.splitlines(keepends=True)
+    for cut in (1, 40, len(last) // 2, len(last) - 2):
+        witness.write_bytes(b"".join(before) + last[:cut])
+        found = verify(path, KEYS, witness=witness)
+        assert (found.witness_torn, found.unreadable, found.bad_lines) == (True, 1, (len(before) + 1,))
+    for forged in (last[:-20] + b"x", b"x" + last[1:40], last[:40] + b"\n", b"x\n" + last[:40]):
+        witness.write_bytes(b"".join(before) + forged)
+        assert "no part of this log" in broken(path, witness=witness).what
+    witness.write_bytes(b"".join(before) + last[:40])
+
+    async def next_start() -> None:
+        log = log_at(path)
+        for number in range(2 * EVERY):
+            await log.append([record(number)], durable=False)
+        await log.tend()
+        log.close()
+
+    run(next_start())
+    found = verify(path, KEYS, witness=witness)
+    assert (found.witness_torn, found.unreadable, found.bad_lines) == (False, 1, (len(before) + 1,))
+
+
+def test_bad_lines_in_the_middle_of_the_witness_are_named(path: Path) -> None:
+    witness = path.with_name("witness")
+    first, *rest = lines(witness)
+    witness.write_bytes(b"".join([first, b"x\n", *rest[:1], b"y\n" * 20, *rest[1:]]))
+    found = verify(path, KEYS, witness=witness)
+    assert found.unreadable == 21 and found.bad_lines == (2, *range(4, 13)) and not found.witness_torn
+
+
 def test_a_witness_of_something_else_is_none(path: Path) -> None:
     witness = path.with_name("witness")
     witness.write_bytes(b"no checkpoint\n")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from systemmanager import terminal
 from systemmanager.audit.reading import query as query_log
@@ -64,7 +65,7 @@ def verified(
     return 0
 
 
-def _counts(found: Found) -> dict[str, int | str]:
+def _counts(found: Found) -> dict[str, Any]:
     return {name: getattr(found, name) for name in Found.__slots__}
 
 
@@ -77,6 +78,9 @@ def _said(found: Found, took: float) -> str:
         parts.append(f"{found.witnessed} of the checkpoints are known to the witness")
     if found.torn:
         parts.append(f"{found.torn} torn by a crash and marked")
-    if found.unreadable:
-        parts.append(f"{found.unreadable} unreadable lines in the witness")
+    if found.witness_torn:
+        parts.append("a crash cut off the last line of the witness, the next checkpoint goes below it")
+    if bad := found.unreadable - found.witness_torn:
+        named = ", ".join(map(str, found.bad_lines[:bad])) + (" ..." if bad > len(found.bad_lines) else "")
+        parts.append(f"{bad} unreadable lines in the witness, written by others or cut off by a crash: {named}")
     return f"{'; '.join(parts)} ({found.records / max(took, 1e-9):,.0f} records/s)"

@@ -46,6 +46,10 @@ class Found:
     unsigned: int = 0
     witnessed: int = 0
     unreadable: int = 0
+    bad_lines: tuple[int, ...] = ()
+    """Which lines of the witness these are, the first few."""
+    witness_torn: bool = False
+    """Whether the last of them is the beginning of a checkpoint of this log: a crash cut it off."""
     at: str = ""
     """Time of the last checkpoint."""
 
@@ -179,7 +183,9 @@ class _Check:
             self._broken("the log is empty", 1)
         if self._seen is not None:
             self._seen.rest(self.found.last, self._broken)
-            self.found.witnessed, self.found.unreadable = self._seen.count, self._seen.unreadable
+            seen = self._seen
+            self.found.witnessed, self.found.unreadable = seen.count, seen.unreadable
+            self.found.bad_lines, self.found.witness_torn = seen.bad_lines, seen.torn
         return self.found
 
 
@@ -192,14 +198,21 @@ class _Seen:
         self._next = next(self._all, None)
         self._first: int | None = None
         self.count = 0
+        self.torn = False
 
     @property
     def unreadable(self) -> int:
         return self._witness.unreadable
 
+    @property
+    def bad_lines(self) -> tuple[int, ...]:
+        return tuple(self._witness.bad_lines)
+
     def compare(self, n: int, line: bytes, broken: Any) -> None:
         """The log's checkpoint `n` against the witness's. Raises `Broken`."""
         first, self._first = self._first is None, n
+        if self._witness.torn and len(line) > len(self._witness.torn) and line.startswith(self._witness.torn):
+            self.torn = True
         while self._next is not None and self._next[2]["n"] <= n:
             number, known, record = self._next
             if known != line and not (first and record["n"] < n):
@@ -218,13 +231,11 @@ class _Seen:
             broken(f"the log ends at record {last}, the witness has seen record {record['n']}: the tail was cut off")
         if self.count == 0:
             raise Broken(self._witness.name, max(1, self._witness.line), "the witness holds no checkpoint of this log")
-        if (spoiled := self._witness.unreadable_end) > 0:
-            first = self._witness.line - spoiled + 1
-            what = (
-                "of the witness after its last checkpoint can't be read: a crash cut it off and no gateway has written"
-            )
+        spoiled = self._witness.unreadable_end
+        if spoiled > self.torn:
+            what = "of the witness after its last checkpoint is no part of this log: somebody else wrote there"
             lines = "1 line" if spoiled == 1 else f"{spoiled} lines"
-            raise Broken(self._witness.name, first, f"{lines} {what} there since, or somebody else did")
+            raise Broken(self._witness.name, self._witness.line - spoiled + 1, f"{lines} {what}")
 
     def _genuine(self, number: int, record: dict[str, Any]) -> None:
         if why := self._keys.objection(record):

@@ -11,6 +11,8 @@ from systemmanager.audit.segments import APPEND, locked_to_read, open_to_read, r
 from systemmanager.audit.signing import Keys
 
 MOST_OF_A_CHECKPOINT = 4096
+MOST_NAMED = 10
+"""Lines that are named one by one."""
 
 
 def add(path: Path, line: bytes, keys: Keys) -> str | None:
@@ -58,9 +60,12 @@ class Witness:
         self._file = os.fdopen(open_to_read(path), "rb")
         with locked_to_read(self._file.fileno()):
             self._end = os.fstat(self._file.fileno()).st_size
+            self.torn = self._without_line_feed()
         self.name = path.name
         self.line = 0
         self.unreadable = 0
+        self.bad_lines: list[int] = []
+        """The first few of them."""
         self.unreadable_end = 0
         """Of these, how many stand behind the last checkpoint."""
 
@@ -75,7 +80,13 @@ class Witness:
                 yield self.line, line, record
             else:
                 self.unreadable += 1
+                self.bad_lines += [self.line] if len(self.bad_lines) < MOST_NAMED else []
                 self.unreadable_end += 1
+
+    def _without_line_feed(self) -> bytes:
+        """What stands behind the last line feed: a crash cuts a line off there."""
+        begin = max(0, self._end - MOST_OF_A_CHECKPOINT)
+        return os.pread(self._file.fileno(), self._end - begin, begin).rpartition(b"\n")[2]
 
     def close(self) -> None:
         self._file.close()
