@@ -291,3 +291,41 @@ def test_arguments_with_canaries_reach_no_log_and_no_answer(tmp_path: Path) -> N
         seen = run(work())
     assert not leaked(seen, planted) and not leaked(log.getvalue(), planted)
     assert not leaked((tmp_path / "audit.jsonl").read_text().replace("\\n", "\n"), planted)
+
+
+def test_no_canary_of_the_gateway_is_in_argv_or_environment_of_what_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway's own environment holds them all, and the registry; what it starts writes down what it was given."""
+    programs, seen = tmp_path / "bin", tmp_path / "seen"
+    programs.mkdir()
+    for name in ("systemctl", "journalctl", "ping", "traceroute", "dig", "apt-get", "dpkg-query", "ss", "ip"):
+        recorder = programs / name
+        recorder.write_text(
+            f"#!/bin/sh\ncat /proc/$$/cmdline /proc/$$/environ >> {seen}\necho {name} >> {seen}\nexit 1\n"
+        )
+        recorder.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    planted = tuple(one for one in ALL if "\0" not in one.text and one.form != "encoded")
+    for number, one in enumerate(planted):
+        monkeypatch.setenv(f"CANARY_{number}", one.text)
+    secrets = frozenset(part for one in planted for part in one.parts)
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("get_service_status", {"service_name": "nginx"}),
+        ("manage_service", {"service_name": "nginx", "action": "restart"}),
+        ("ping_host", {"host": "127.0.0.1"}),
+        ("traceroute", {"host": "127.0.0.1"}),
+        ("check_system_updates", {}),
+        ("audit_security", {}),
+    ]
+
+    async def work() -> None:
+        there = target("local", constraints={"sudo_policy": "full"})
+        async with real_gateway(tmp_path, there, clock=iter_minutes(), secrets=secrets, root=True) as gateway:
+            await seen_of(gateway, calls)
+
+    with gateway_log():
+        run(work())
+    told = seen.read_text(errors="replace")
+    assert all(f"{name}\n" in told for name in ("systemctl", "ping"))
+    assert not leaked(told, planted) and "CANARY_" not in told

@@ -1,5 +1,6 @@
 """Text from targets: visible, marked, and fenced so that nothing in it can end the fence."""
 
+import ast
 import json
 import re
 import sys
@@ -13,10 +14,11 @@ import asyncssh
 import pytest
 from pydantic import BaseModel
 
+import systemmanager
 from systemmanager.errors import CommandFailed, TargetError
 from systemmanager.executors import docker_errors
 from systemmanager.executors.ssh_dial import channel_refused, explained
-from systemmanager.fencing import end_of, fence, fence_error, new_nonce, places, present, unfenced
+from systemmanager.fencing import FREE_DETAILS, end_of, fence, fence_error, new_nonce, places, present, unfenced
 from systemmanager.operation import CATALOGUE
 from systemmanager.ports import Foreign, ForeignText, FreeText, Result
 from systemmanager.redaction import Redactor
@@ -295,3 +297,29 @@ def test_what_the_other_side_said_is_in_no_message_and_is_fenced() -> None:
         assert FOREIGN not in told["message"] + told.get("hint", ""), told
         assert FOREIGN in told["details"]["said"] and len(told["details"]["said"]) <= 500
         assert fence_error(told) and told["details"]["said"].startswith("<<untrusted ")
+
+
+OWN_DETAILS = {"reason", "line", "missing", "tried", "findings", "status"}
+"""Details of errors in the gateway's own words, and numbers."""
+
+
+@pytest.mark.parametrize("name", ["stderr", "stdout", "output", "began", "said", "logs"])
+def test_every_detail_that_others_wrote_is_fenced(name: str) -> None:
+    told: dict[str, Any] = {"code": "x", "details": {name: FOREIGN, "reason": "timeout"}}
+    assert fence_error(told) and told["details"]["reason"] == "timeout"
+    assert told["details"][name].startswith("<<untrusted ") and unfenced(told["details"][name]) == FOREIGN
+
+
+def test_a_detail_of_an_error_is_fenced_or_known_to_be_the_gateway_s_own() -> None:
+    named = set()
+    for path in Path(systemmanager.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "details":
+                named |= {
+                    key.value
+                    for one in ast.walk(node.value)
+                    if isinstance(one, ast.Dict)
+                    for key in one.keys
+                    if isinstance(key, ast.Constant)
+                }
+    assert "stderr" in named and named <= OWN_DETAILS | set(FREE_DETAILS), named - OWN_DETAILS - set(FREE_DETAILS)
