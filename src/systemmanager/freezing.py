@@ -69,6 +69,8 @@ def _names(expression: str, target: Target) -> bool:
 
 NOTHING = Frozen()
 UNREADABLE = Frozen(all=True, by="the gateway: its freeze file can't be read")
+NEWER = Frozen(all=True, by="the gateway: its freeze file is of a newer version; freeze or thaw again")
+VERSION = 1
 
 
 def read(path: Path) -> Frozen:
@@ -76,6 +78,8 @@ def read(path: Path) -> Frozen:
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(MOST_BYTES))
+        if found.get("version", VERSION) != VERSION:
+            return NEWER
         flags = {name: found[name] for name in ("all", "writes", "egress")}
         targets, by, since = tuple(found["targets"]), found["by"], float(found["since"])
         if not all(isinstance(one, bool) for one in flags.values()) or not all(isinstance(one, str) for one in targets):
@@ -83,7 +87,7 @@ def read(path: Path) -> Frozen:
         return Frozen(**flags, targets=targets, by=str(by), since=since)
     except FileNotFoundError:
         return NOTHING
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return UNREADABLE
 
 
@@ -108,7 +112,7 @@ def write(folder: Path, frozen: Frozen) -> None:
     descriptor, made = mkstemp(dir=folder, prefix=f".{NAME}.")
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps({"version": 1, **asdict(frozen)}) + "\n")
+            file.write(json.dumps({"version": VERSION, **asdict(frozen)}) + "\n")
             file.flush()
             if os.geteuid() == 0:
                 owner = folder.stat()

@@ -16,9 +16,10 @@ from systemmanager import __version__
 from systemmanager.arguments import Shared
 from systemmanager.audit.chain import Limits
 from systemmanager.audit.log import AuditLog, NotDurable
-from systemmanager.audit.record import Phase, Record, timestamp
+from systemmanager.audit.reading import newest_format
+from systemmanager.audit.record import FORMAT, Phase, Record, timestamp
 from systemmanager.audit.signing import Signer, fault, new_key
-from systemmanager.errors import AuditUnavailable, TooManyCalls
+from systemmanager.errors import AuditUnavailable, ConfigError, Problem, TooManyCalls
 from systemmanager.operation import Operation, Risk
 from systemmanager.plans.store import Kept
 from systemmanager.policyfile import Policy
@@ -339,6 +340,9 @@ def audit_log(settings: Settings, state: State) -> AuditLog:
         settings.audit_checkpoint_records,
         settings.audit_checkpoint_seconds,
     )
+    if (newer := newest_format(state.audit_log)) > FORMAT:
+        why = f"is of format {newer}, of a newer version of the gateway, and left alone: install that, or move it"
+        raise ConfigError([Problem(str(state.audit_log), why)])
     return AuditLog(state.audit_log, signer=signer_of(state), witness=settings.audit_witness, limits=limits)
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from systemmanager.audit.record import GENESIS, Record, seal
+from systemmanager.audit.record import FORMAT, GENESIS, Record, seal
 from systemmanager.audit.segments import APPEND, Torn, closed, first_of, name_of, open_to_read, regular, tail_of
 from systemmanager.audit.signing import Signer
 
@@ -205,7 +205,7 @@ class Chain:
 
     def _signed(self) -> Record:
         assert self._signer is not None
-        details = {"key": self._signer.key_id, "every": self._limits.checkpoint_records}
+        details = {"format": FORMAT, "key": self._signer.key_id, "every": self._limits.checkpoint_records}
         return Record("checkpoint", "", "checkpoint", "gateway", arguments=details, time=self._clock())
 
     def _put(self, descriptor: int, records: Sequence[Record], before: bytes = b"") -> None:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from systemmanager.audit.record import PHASES, parsed, timestamp
+from systemmanager.audit.record import PHASES, format_of, parsed, timestamp
 from systemmanager.audit.segments import lines_backwards
 from systemmanager.errors import InvalidArguments
 
@@ -64,3 +65,12 @@ def _instant(since: str | None) -> str | None:
         hint = "Write it like 2026-01-31 or 2026-01-31T08:00."
         raise InvalidArguments(f"since: {since[:40]!r} is no time", hint=hint) from error
     return timestamp(moment.timestamp())
+
+
+def newest_format(path: Path) -> int:
+    """The format that the newest checkpoint of a log names; 1 where there is none that can be read."""
+    with suppress(OSError):
+        for line in lines_backwards(path):
+            if b'"phase":"checkpoint"' in line and (record := parsed(line)) is not None:
+                return format_of(record)
+    return 1

@@ -17,6 +17,9 @@ from typing import Any, Literal, get_args
 Phase = Literal["intent", "outcome", "refused", "event", "checkpoint"]
 PHASES: tuple[str, ...] = get_args(Phase)
 
+FORMAT = 1
+"""Version of what this file says of lines; each checkpoint names it. A log of a newer one is refused and left alone."""
+
 GENESIS = "0" * 64
 """What the first record follows."""
 
@@ -105,3 +108,10 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def format_of(checkpoint: Mapping[str, Any]) -> int:
+    """The format that a checkpoint names; those of the first gateways name none."""
+    arguments = checkpoint.get("arguments")
+    found = arguments.get("format", 1) if isinstance(arguments, dict) else 1
+    return found if isinstance(found, int) else 1

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from systemmanager.audit.record import GENESIS, follows, parsed, sealed
+from systemmanager.audit.record import FORMAT, GENESIS, follows, format_of, parsed, sealed
 from systemmanager.audit.segments import MOST_OF_A_LINE, closed, locked_to_read, open_to_read
 from systemmanager.audit.signing import Keys
 from systemmanager.audit.witness import Witness
@@ -163,6 +163,10 @@ class _Check:
             self._broken(f"this checkpoint {why}: the chain before it may be forged")
         if record.get("n") != found.last:
             self._broken(f"this checkpoint is record {record.get('n')}, but {found.last} is due")
+        if format_of(record) > FORMAT:
+            self._broken(
+                f"this log is of format {format_of(record)}, of a newer version of the gateway: verify it with that"
+            )
         every = record["arguments"].get("every")
         # Processes may have different settings: each says its own before its first record.
         self._every = max(self._every, every if isinstance(every, int) else 0)
