@@ -9,7 +9,7 @@ import pytest
 from systemmanager.operation import CATALOGUE, Access, Operation, Risk
 from systemmanager.policy.gate import decide
 from systemmanager.policy.rules import RULES
-from systemmanager.policy.rules.images import image_matches
+from systemmanager.references import image_matches
 from systemmanager.request import Answer, Load, Request, Verdict
 from tests.support import OPERATOR, principal, target
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from systemmanager.executors import Surroundings, docker_errors, unsupported
 from systemmanager.executors.docker_client import Client, Exchange, Tls, client_for, forget
 from systemmanager.executors.docker_logs import plain_text
 from systemmanager.ports import Json, Tail
+from systemmanager.references import image_matches
 from systemmanager.request import Permit
 from systemmanager.target import DockerConnection, DockerTarget, Target
 
@@ -80,7 +80,7 @@ class EngineDocker:
 
     async def pull(self, image: str, tag: str, platform: str | None = None) -> Json:
         self._may("POST")
-        self._check_image(image)
+        self._check_image(image, tag)
         digest = image.partition("@")[2]
         reference = image if digest else f"{image}:{tag}"
         query = {"fromImage": image.partition("@")[0], "tag": digest or tag} | (
@@ -127,15 +127,11 @@ class EngineDocker:
             known = [each.lstrip("/") for row in await self.containers() for each in row.get("Names") or []]
             raise NotFound(f"no container {name!r} on {self._target!r}", hint=did_you_mean(name, known)) from error
 
-    def _check_image(self, image: str) -> None:
+    def _check_image(self, image: str, tag: str = "") -> None:
         """Where the target lists its images, nothing else is pulled or run, whichever operation asks."""
         if image.startswith("sha256:"):  # it is on the engine and has run: what brings a container back
             return
-        name = image.partition("@")[0]
-        bare = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
-        if self._images is not None and not any(
-            fnmatchcase(candidate, pattern) for pattern in self._images for candidate in (image, bare)
-        ):
+        if self._images is not None and not any(image_matches(image, tag, pattern) for pattern in self._images):
             raise Denied(f"{image} is not among the images allowed on {self._target!r}", code="image_not_allowed")
 
 

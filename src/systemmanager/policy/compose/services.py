@@ -20,7 +20,7 @@ from systemmanager.policy.compose.findings import (
     never,
     one_of,
 )
-from systemmanager.policy.rules.images import image_matches
+from systemmanager.references import image_matches
 
 CAPABILITIES = frozenset(
     {
