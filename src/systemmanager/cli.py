@@ -35,6 +35,10 @@ app.command(token)
 app.command(approvals)
 app.command(audit)
 
+STATE = ("state_dir", "audit_log", "audit_witness")
+KEYS = (*STATE, "base_url", "shared_secret", "previous_secret")
+"""Settings that a command needs to find what was done, and to read tokens."""
+
 Words = Annotated[tuple[str, ...], Parameter(show=True)]
 
 
@@ -99,7 +103,7 @@ def check(path: Path | None = None, *, policy: Path | None = None) -> None:
     from systemmanager import commands
 
     if path is None or policy is None:
-        given = settings.read()
+        given = _some("targets_config", "policy_config")
         path, policy = path or given.targets_config, policy or given.policy_config
     commands.check(path, policy)
 
@@ -166,7 +170,11 @@ def explain(tool: str, *arguments: str, target: str = "local") -> None:
     from systemmanager import commands
 
     asked = {"tool": tool, "target": target, "arguments": parse_arguments(arguments)}
-    sys.exit(asyncio.run(commands.explain(settings.read(), asked)))
+    sys.exit(
+        asyncio.run(
+            commands.explain(_some(*STATE, "targets_config", "policy_config", "hardening", "require_hardening"), asked)
+        )
+    )
 
 
 Target = Annotated[list[str] | None, Parameter(name="--target", negative=())]
@@ -189,7 +197,7 @@ def freeze(*, writes: bool = False, egress: bool = False, target: Target = None,
     """
     from systemmanager import commands
 
-    commands.freeze(settings.read(), True, target or [], all=all, writes=writes, egress=egress)
+    commands.freeze(_some(*STATE, "targets_config"), True, target or [], all=all, writes=writes, egress=egress)
 
 
 @app.command
@@ -197,7 +205,7 @@ def thaw(*, writes: bool = False, egress: bool = False, target: Target = None, a
     """Let calls through again: what the switches name, everything without any."""
     from systemmanager import commands
 
-    commands.freeze(settings.read(), False, target or [], all=all, writes=writes, egress=egress)
+    commands.freeze(_some(*STATE, "targets_config"), False, target or [], all=all, writes=writes, egress=egress)
 
 
 @token.command
@@ -217,7 +225,7 @@ def mint(*, agent: str, scopes: str = "readonly", ttl: str = "30d", targets: str
     """
     from systemmanager import commands
 
-    commands.mint(settings.read(), agent, scopes, ttl, targets)
+    commands.mint(_some(*KEYS, "auth_modes"), agent, scopes, ttl, targets)
 
 
 @token.command
@@ -231,7 +239,7 @@ def inspect(text: str | None = None) -> None:
     """
     from systemmanager import commands
 
-    commands.inspect(settings.read(), text or sys.stdin.readline().strip())
+    commands.inspect(_some(*KEYS), text or sys.stdin.readline().strip())
 
 
 @token.command
@@ -252,7 +260,7 @@ def revoke(*ids: str, agent: str | None = None, stdin: bool = False) -> None:
     if not ids and agent is None and not stdin:
         print("say which: an id, --agent or --stdin", file=sys.stderr)
         sys.exit(2)
-    commands.revoke(settings.read(), ids, agent, sys.stdin.readline().strip() if stdin else None)
+    commands.revoke(_some(*(KEYS if stdin else STATE)), ids, agent, sys.stdin.readline().strip() if stdin else None)
 
 
 @token.command(name="list")
@@ -260,7 +268,7 @@ def list_tokens() -> None:
     """The tokens that have not expired, as JSON lines when standard output is no terminal."""
     from systemmanager import commands
 
-    commands.minted(settings.read())
+    commands.minted(_some(*STATE))
 
 
 @approvals.command(name="list")
@@ -274,7 +282,7 @@ def list_approvals(*, all: bool = False) -> None:
     """
     from systemmanager import commands
 
-    commands.approvals(settings.read(), "list", everything=all)
+    commands.approvals(_some(*STATE), "list", everything=all)
 
 
 @approvals.command
@@ -282,7 +290,7 @@ def show(id: str) -> None:
     """One request, whole."""
     from systemmanager import commands
 
-    commands.approvals(settings.read(), "show", id)
+    commands.approvals(_some(*STATE), "show", id)
 
 
 @approvals.command
@@ -298,7 +306,7 @@ def approve(id: str, *, yes: bool = False) -> None:
     """
     from systemmanager import commands
 
-    commands.approvals(settings.read(), "approve", id, yes=yes)
+    commands.approvals(_some(*STATE), "approve", id, yes=yes)
 
 
 @approvals.command
@@ -306,7 +314,7 @@ def deny(id: str) -> None:
     """Say no to one request."""
     from systemmanager import commands
 
-    commands.approvals(settings.read(), "deny", id)
+    commands.approvals(_some(*STATE), "deny", id)
 
 
 @audit.command
@@ -314,7 +322,7 @@ def tail(lines: int = 20) -> None:
     """The newest records, oldest of them first."""
     from systemmanager import proof
 
-    proof.audit(settings.read(), {}, lines)
+    proof.audit(_some(*STATE), {}, lines)
 
 
 @audit.command
@@ -332,7 +340,7 @@ def query(
     from systemmanager import proof
 
     filters = {"call_id": call_id, "tool": tool, "target": target, "subject": subject, "phase": phase, "since": since}
-    proof.audit(settings.read(), filters, limit)
+    proof.audit(_some(*STATE), filters, limit)
 
 
 @audit.command
@@ -361,7 +369,7 @@ def verify(
     """
     from systemmanager import proof
 
-    sys.exit(proof.verified(settings.read(), path, witness, key, partial=partial, as_json=json))
+    sys.exit(proof.verified(_some(*STATE), path, witness, key, partial=partial, as_json=json))
 
 
 @audit.command
@@ -369,7 +377,7 @@ def key() -> None:
     """Print the public key of the log's checkpoints, in PEM."""
     from systemmanager import proof
 
-    proof.public_key(settings.read())
+    proof.public_key(_some(*STATE))
 
 
 def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
@@ -382,3 +390,11 @@ def parse_arguments(words: tuple[str, ...]) -> dict[str, Any]:
             sys.exit(2)
         arguments[key] = value
     return arguments
+
+
+def _some(*needed: str) -> settings.Settings:
+    """Settings for a command that needs only these: in an emergency nothing else stops it; it is told."""
+    given, wrong = settings.some(*needed)
+    for problem in wrong:
+        print(f"{problem} (not needed for this command)", file=sys.stderr)
+    return given

@@ -177,8 +177,8 @@ def revoke(given: Settings, ids: Sequence[str], agent: str | None, token: str | 
     done = [book.revoke(id, latest) for id in ids]
     done += book.revoke_subject(agent) if agent is not None else []
     for one in done:
+        print(f"{one.id} {one.subject or '(not minted here)'} is revoked", flush=True)
         _event(given, state, "token revoke", {"id": one.id, "agent": one.subject or None})
-        print(f"{one.id} {one.subject or '(not minted here)'} is revoked")
 
 
 def minted(given: Settings) -> None:

@@ -241,47 +241,67 @@ _OF_THE_TESTS = {"SYSTEMMANAGER_TEST_REQUIRE", "SYSTEMMANAGER_TEST_ROUNDS"}
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of this process. Raises `ConfigError` naming each wrong variable; values are not repeated."""
-    given = os.environ if environment is None else environment
-    values = {_ALSO.get(name, name): given[name] for name in (*_ALSO, *_VARIABLES) if given.get(name)}
-    values |= _credentials(given.get("CREDENTIALS_DIRECTORY"))
-    problems = [
-        Problem(name, f"differs from {also}: give one of them")
-        for name, also in _ALSO.items()
-        if given.get(name) and given.get(also, given[name]) != given[name]
-    ]
-    problems += [
-        Problem(
-            name,
-            f"unknown setting; did you mean {near[0]}?" if (near := nearest(name, _VARIABLES)) else "unknown setting",
-        )
-        for name in given
-        if name.startswith("SYSTEMMANAGER_") and name not in _VARIABLES and name not in _OF_THE_TESTS
-    ]
-    values.setdefault("SYSTEMMANAGER_STATE_DIR", _default_state(given))
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        problems += [
-            Problem(str((*one["loc"], "settings")[0]), one["msg"].removeprefix("Value error, ")) for one in details
-        ]
-        raise ConfigError(problems) from None
+    settings, problems = _read(os.environ if environment is None else environment)
     if problems := problems or _lacking(settings):
         raise ConfigError(problems)
     return settings
 
 
-def _credentials(folder: str | None) -> dict[str, str]:
-    """Secrets that systemd hands over as files."""
+def some(*needed: str, environment: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
+    """The settings for what needs these fields and no others, and what is wrong with others: their defaults stand.
+
+    Raises `ConfigError` for what is wrong with the needed ones, and for an unknown name that may mean one of them.
+    """
+    settings, problems = _read(os.environ if environment is None else environment)
+    names = {str(Settings.model_fields[field].alias) for field in needed}
+    if wrong := [problem for problem in problems if names & {*_meant(problem.where.rpartition("/")[2])}]:
+        raise ConfigError(wrong)
+    return settings, problems
+
+
+def _meant(name: str) -> list[str]:
+    """The variables that a wrong one may stand for."""
+    known = _ALSO.get(name, name)
+    return [known] if known in _VARIABLES else nearest(name, _VARIABLES, 1)
+
+
+def _read(given: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
+    """The settings as far as they are right, and everything that is wrong."""
+    values = {_ALSO.get(name, name): given[name] for name in (*_ALSO, *_VARIABLES) if given.get(name)}
+    credentials, problems = _credentials(given.get("CREDENTIALS_DIRECTORY"))
+    values |= credentials
+    problems += [
+        Problem(name, f"differs from {also}: give one of them")
+        for name, also in _ALSO.items()
+        if given.get(name) and given.get(also, given[name]) != given[name]
+    ]
+    problems += [
+        Problem(name, f"unknown setting; did you mean {near[0]}?" if (near := _meant(name)) else "unknown setting")
+        for name in given
+        if name.startswith("SYSTEMMANAGER_") and name not in _VARIABLES and name not in _OF_THE_TESTS
+    ]
+    values.setdefault("SYSTEMMANAGER_STATE_DIR", _default_state(given))
+    try:
+        return Settings.model_validate(values), problems
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+    found = [Problem(str((*one["loc"], "settings")[0]), one["msg"].removeprefix("Value error, ")) for one in details]
+    right = values.keys() - {problem.where for problem in found}
+    return Settings.model_validate({name: values[name] for name in right}), problems + found
+
+
+def _credentials(folder: str | None) -> tuple[dict[str, str], list[Problem]]:
+    """Secrets that systemd hands over as files, and the files that can't be read."""
     found: dict[str, str] = {}
+    problems = []
     for name in sorted(_SECRETS | _ALSO.keys()) if folder else ():
         credential = Path(folder or "", name)
         try:
             if credential.is_file():
                 found[_ALSO.get(name, name)] = credential.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
-            raise ConfigError([Problem(str(credential), "can't be read as text")]) from None
-    return found
+            problems.append(Problem(str(credential), "can't be read as text"))
+    return found, problems
 
 
 def _lacking(settings: Settings) -> list[Problem]:
