@@ -250,6 +250,65 @@ def test_a_yes_survives_a_restart_and_its_use_does_too(scene: Scene) -> None:
     run(work())
 
 
+def test_an_approval_outlives_a_call_that_never_ran_for_want_of_the_log(scene: Scene) -> None:
+    log, aside = scene.folder / "audit.jsonl", scene.folder / "aside"
+
+    async def work() -> None:
+        id = await scene.approved()
+        scene.gateway._recent.counts = lambda subject: {}  # type: ignore[method-assign]
+        log.rename(aside)
+        log.mkdir()
+        replies = await asyncio.gather(*(scene.call(approval_id=id) for _ in range(16)))
+        told = {one["error"]["code"] for one in replies}
+        assert told == {"audit_unavailable"} and scene.engine.pulled == 0
+        assert scene.desk.store.get(id).state == "approved"
+        log.rmdir()
+        aside.rename(log)
+        await scene.gateway.journal.tend()
+        done = await asyncio.gather(*(scene.call(approval_id=id) for _ in range(16)))
+        assert sorted(codes(one)["a"] for one in done) == ["approval_refused"] * 15 + ["ok"]
+        assert scene.engine.pulled == 1
+
+    run(work())
+    given_back = [one for one in records(scene.folder) if one["tool"] == "approval given back"]
+    assert given_back and given_back[0]["subject"] == "claude" and "nothing ran" in given_back[0]["arguments"]["why"]
+
+
+def test_a_call_that_did_not_use_an_approval_up_gives_none_back(scene: Scene) -> None:
+    """Another one has used it, and had its effect."""
+    log, aside = scene.folder / "audit.jsonl", scene.folder / "aside"
+
+    async def work() -> None:
+        id = await scene.approved()
+        assert codes(await scene.call(approval_id=id)) == {"a": "ok"}
+        log.rename(aside)
+        log.mkdir()
+        assert (await scene.call(approval_id=id))["error"]["code"] == "audit_unavailable"
+        assert scene.desk.store.get(id).state == "used"
+        log.rmdir()
+        aside.rename(log)
+        assert error(await scene.call(approval_id=id))["code"] == "approval_refused" and scene.engine.pulled == 1
+
+    run(work())
+
+
+def test_an_approval_that_can_not_be_given_back_stays_used(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = scene.folder / "audit.jsonl"
+
+    def full(id: str) -> None:
+        raise OSError("No space left on device")
+
+    async def work() -> None:
+        id = await scene.approved()
+        monkeypatch.setattr(scene.desk.store, "give_back", full)
+        log.unlink()
+        log.mkdir()
+        assert (await scene.call(approval_id=id))["error"]["code"] == "audit_unavailable"
+        assert scene.desk.store.get(id).state == "used" and scene.engine.pulled == 0
+
+    run(work())
+
+
 def test_a_store_that_fails_lets_nothing_through(scene: Scene) -> None:
     async def work() -> None:
         id = await scene.approved()

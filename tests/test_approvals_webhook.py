@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,21 @@ def test_a_flood_of_bad_answers_is_429_and_bad_tokens_beside_it_keep_no_answer_o
             assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 3000
 
     run(work())
+
+
+def test_a_body_that_does_not_say_how_large_it_is_is_bounded(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.desk.webhook = Webhook("http://127.0.0.1:1/", SECRET)
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(MOST_BYTES // 1024 + 1):
+            yield b"x" * 1024
+
+    async def work() -> int:
+        async with served(scene.gateway) as there, httpx.AsyncClient(base_url=there.origin) as client:
+            return (await client.post(f"/approvals/{'0' * 16}", content=parts())).status_code
+
+    assert run(work()) == 413
 
 
 def test_a_body_that_is_too_large_by_its_own_word_is_not_read(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ class Gateway:
                 log.exception("call failed by a defect", tool=entry.tool)
                 return await self._refused(entry, InternalError("the gateway failed on this call"))
             try:
-                await self.journal.decided(call, requests, decisions)
+                await self._written_down(call, requests, decisions)
                 reply = Reply(entry.call_id, entry.tool, await results(call, requests, decisions))
                 return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
             except CallError as error:
@@ -219,6 +219,15 @@ class Gateway:
                 return shaping.fault(entry.call_id, entry.tool, defect.as_dict())
             finally:
                 self.journal.settle(call, requests)
+
+    async def _written_down(self, call: Call, requests: list[Request], decisions: list[Decision]) -> None:
+        """Raises `AuditUnavailable`; nothing runs then, and an approval that was for it can be used again."""
+        try:
+            await self.journal.decided(call, requests, decisions)
+        except AuditUnavailable:
+            if self.desk is not None:
+                await self.desk.give_back(call, requests)
+            raise
 
     async def _refused(self, entry: Entry, error: GatewayError) -> Reply:
         shown = self._redactor.value(error.as_dict())

@@ -178,6 +178,10 @@ class Journal:
         """Something that is no call: start, stop, reload. Never raises."""
         await self._try(Record("event", "", name, subject, arguments=details, time=self.clock()), durable=True)
 
+    def owe(self, name: str, details: dict[str, Any], subject: str) -> None:
+        """An event that is written when that is possible again. Never raises, never waits."""
+        self._owed.append(Record("event", "", name, subject, arguments=details, time=self.clock()))
+
     def refused_credential(self, peer: str, why: str) -> None:
         """A credential that was missing or did not count, from the peer's address. Never raises, never waits.
 

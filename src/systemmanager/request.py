@@ -74,7 +74,8 @@ class Request:
     target is reached as root already. `neighbours` are names and addresses of all targets that any grant of the
     principal holds on: diagnostics may reach those.
     `weakened` are the parts of the gateway's own sandbox that are required and missing.
-    `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call.
+    `demanded` says why policy.yaml wants an approval; `approvers` are the people who said yes to exactly this call,
+    `approval` the id of the request that was used up for it.
     `tainted`: so many seconds ago the principal has read text that others wrote; `taint_lasts`: so long that counts.
     `own`: the gateway itself is asked, and no target. `stacks` is what policy.yaml says of Compose stacks.
     `plan` is what a person is shown of what the call would do.
@@ -96,6 +97,7 @@ class Request:
     weakened: tuple[str, ...] = ()
     demanded: str | None = None
     approvers: tuple[str, ...] = ()
+    approval: str = ""
     tainted: float | None = None
     taint_lasts: float = 0.0
     dry_run: bool = False

@@ -82,11 +82,13 @@ def _asks(decisions: Sequence[Decision]) -> bool:
 
 
 def _approved(
-    requests: Sequence[Request], decisions: Sequence[Decision], people: tuple[str, ...], judge: Judge
+    requests: Sequence[Request], decisions: Sequence[Decision], people: tuple[str, ...], judge: Judge, id: str = ""
 ) -> Settled:
     """The gate's word on a call that people said yes to. It decides on everything again: a yes is no right."""
     pairs = zip(requests, decisions, strict=True)
-    asked = [replace(one, approvers=people) if decision.answer is Answer.ASK else one for one, decision in pairs]
+    asked = [
+        replace(one, approvers=people, approval=id) if decision.answer is Answer.ASK else one for one, decision in pairs
+    ]
     return asked, [judge(request) for request in asked]
 
 
@@ -128,7 +130,7 @@ class Desk:
             broken = ApprovalRefused("approvals can't be read or written now", retryable=True)
             return requests, held(decisions, _refused(broken))
         if asked.state == "used":
-            return _approved(requests, decisions, asked.people, judge)
+            return _approved(requests, decisions, asked.people, judge, asked.id)
         if asked.state == "denied":
             return requests, held(decisions, _refused(ApprovalRefused(f"{asked.refuser} said no to this call")))
         reason = next(decision.against.reason for decision in decisions if decision.answer is Answer.ASK)
@@ -219,6 +221,18 @@ class Desk:
         if asked.state == "used":
             await self._event("approval use", asked, subject, call_id=call.id)
         return asked
+
+    async def give_back(self, call: Call, requests: Sequence[Request]) -> None:
+        """Let an approval be used again whose call will never run, because its intent could not be written. Never
+        raises. Until then it counts as used, so that nobody else can have used it meanwhile."""
+        for id in {request.approval for request in requests if request.approval}:
+            try:
+                await asyncio.to_thread(self.store.give_back, id)
+            except (sqlite3.Error, OSError) as error:
+                log.error("an approval is used up although nothing ran", approval_id=id, error=str(error))
+                continue
+            details = {"id": id, "tool": call.operation.name, "why": "the audit log could not be written; nothing ran"}
+            self.journal.owe("approval given back", {**details, "call_id": call.id}, call.principal.subject)
 
     def _required(self, asked: Asked, reason: str, *, given: bool) -> Verdict:
         left = max(0, round(asked.expires - self.store.clock()))

@@ -169,6 +169,11 @@ class ApprovalStore:
             database.execute("UPDATE request SET used = ? WHERE id = ?", (self.clock(), id))
             return self._read(database, id)
 
+    def give_back(self, id: str) -> None:
+        """Make a used approval one that can be used. Only for whoever has used it up, and has done nothing with it."""
+        with self._file.transaction() as database:
+            database.execute("UPDATE request SET used = NULL WHERE id = ?", (id,))
+
     def get(self, id: str) -> Asked:
         with self._file.transaction() as database:
             return self._read(database, id)
