@@ -11,8 +11,8 @@ TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 VOCABULARY = {
-    "addresses", "errors", "fencing", "params", "plan", "ports", "operation", "references", "target", "request", "scopes",
-    "stacks",
+    "addresses", "errors", "fencing", "params", "plan", "ports", "operation", "references", "target", "request",
+    "scopes", "stacks",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": VOCABULARY,

@@ -18,6 +18,7 @@ from systemmanager.advising import Model, advise
 from systemmanager.approvals.desk import Approve, Desk, Elicit, settle
 from systemmanager.arguments import Shared, validate
 from systemmanager.errors import (
+    AuditUnavailable,
     CallError,
     GatewayError,
     InternalError,

@@ -1,7 +1,6 @@
 """Process settings: read once from the environment and the systemd credentials, then frozen."""
 
 import os
-import pwd
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from systemmanager.environment import credentials, default_state
 from systemmanager.errors import ConfigError, Problem, nearest
 from systemmanager.sandbox import Promise
 from systemmanager.trustworthy import trusted_url, weakness
@@ -268,8 +268,8 @@ def _meant(name: str) -> list[str]:
 def _read(given: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
     """The settings as far as they are right, and everything that is wrong."""
     values = {_ALSO.get(name, name): given[name] for name in (*_ALSO, *_VARIABLES) if given.get(name)}
-    credentials, problems = _credentials(given.get("CREDENTIALS_DIRECTORY"))
-    values |= credentials
+    found, problems = credentials(given.get("CREDENTIALS_DIRECTORY"), sorted(_SECRETS | _ALSO.keys()))
+    values |= {_ALSO.get(name, name): text for name, text in found.items()}
     problems += [
         Problem(name, f"differs from {also}: give one of them")
         for name, also in _ALSO.items()
@@ -280,28 +280,14 @@ def _read(given: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
         for name in given
         if name.startswith("SYSTEMMANAGER_") and name not in _VARIABLES and name not in _OF_THE_TESTS
     ]
-    values.setdefault("SYSTEMMANAGER_STATE_DIR", _default_state(given))
+    values.setdefault("SYSTEMMANAGER_STATE_DIR", default_state(given))
     try:
         return Settings.model_validate(values), problems
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-    found = [Problem(str((*one["loc"], "settings")[0]), one["msg"].removeprefix("Value error, ")) for one in details]
-    right = values.keys() - {problem.where for problem in found}
-    return Settings.model_validate({name: values[name] for name in right}), problems + found
-
-
-def _credentials(folder: str | None) -> tuple[dict[str, str], list[Problem]]:
-    """Secrets that systemd hands over as files, and the files that can't be read."""
-    found: dict[str, str] = {}
-    problems = []
-    for name in sorted(_SECRETS | _ALSO.keys()) if folder else ():
-        credential = Path(folder or "", name)
-        try:
-            if credential.is_file():
-                found[_ALSO.get(name, name)] = credential.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            problems.append(Problem(str(credential), "can't be read as text"))
-    return found, problems
+    wrong = [Problem(str((*one["loc"], "settings")[0]), one["msg"].removeprefix("Value error, ")) for one in details]
+    right = values.keys() - {problem.where for problem in wrong}
+    return Settings.model_validate({name: values[name] for name in right}), problems + wrong
 
 
 def _lacking(settings: Settings) -> list[Problem]:
@@ -331,13 +317,6 @@ def _alone(settings: Settings, *pair: str) -> list[Problem]:
     there = next(name for name in pair if name not in missing)
     names = {name: str(field.alias) for name, field in Settings.model_fields.items()}
     return [Problem(names[missing[0]], f"is missing: there is {names[there]}")]
-
-
-def _default_state(given: Mapping[str, str]) -> str:
-    if systemd := given.get("STATE_DIRECTORY"):
-        return systemd.partition(":")[0]
-    home = given.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
-    return str(Path(given.get("XDG_STATE_HOME") or Path(home, ".local/state"), "systemmanager"))
 
 
 @dataclass(frozen=True, slots=True)
