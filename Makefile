@@ -1,6 +1,6 @@
 # make run    start the gateway on this machine, with nothing to configure
 # make test   the whole suite; SYSTEMMANAGER_TEST_REQUIRE=ssh,docker,mcp makes a skip a failure
-# make attacks  the hostile catalogue, and its table
+# make attacks  the hostile catalogue, and its table      make score-logs  faults made live, and what is said of their logs
 # make check  format, lint and types       make bench   speed, as ratios      make tokens   sizes of schemas and answers
 # make install, rollback, uninstall   the gateway as a system service of this machine; PREFIX=/opt/systemmanager
 # make docs   renew the README's tables      make lock    renew requirements.lock      make clean   remove the environment
@@ -14,7 +14,7 @@ PREFIX ?= /opt/systemmanager
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: run test attacks check bench tokens docs lock clean install rollback uninstall
+.PHONY: run test attacks score-logs check bench tokens docs lock clean install rollback uninstall
 
 run: $(READY)
 	@exec $(BIN)/systemmanager serve --announce
@@ -24,6 +24,9 @@ test: $(READY)
 
 attacks: $(READY)
 	$(BIN)/python -m tests.attacks
+
+score-logs: $(READY)
+	$(BIN)/python -m tests.real.faults
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ _LEVELS = {
     **dict.fromkeys(("critical", "crit", "fatal", "ftl", "emerg", "emergency", "alert", "panic", "dpanic"), CRITICAL),
 }
 _NAMES = "|".join(sorted(_LEVELS, key=len, reverse=True))
-_SHOUTED = re.compile(rf"(?:^|[\s\[(<|:])({_NAMES.upper()})(?=[\s\])>|:,]|$)")
+_SHOUTED = re.compile(rf"(?:^|[\s\[(<|:.])({_NAMES.upper()})(?=[\s\])>|:,]|$)")
 _MARKED = re.compile(
     rf"^[^\s\[]{{0,60}}\s{{0,8}}\[({_NAMES})\]|\b(?:level|lvl|severity)=\"?({_NAMES})\b", re.IGNORECASE
 )
@@ -50,7 +50,7 @@ _HARMLESS = re.compile(
     r"|error[_-](?:log|page|reporting|rate|handler|handling|count|budget)\w*|errors?\.log|on-?failure"
     r"|fail-?(?:over|safe|fast)|fail2ban"
     r"|\b(?:retr(?:y|ies|ying)|errors?|failures?|timeouts?|exceptions?|crash\w*|oom|rate limit\w*|clock[ -]skew)"
-    r" (?:\w+ ){0,3}(?:disabled|enabled|configured|registered|installed|initiali[sz]ed|loaded|handled|cleared"
+    r":? (?:\w+ ){0,3}(?:disabled|enabled|configured|registered|installed|initiali[sz]ed|loaded|handled|cleared"
     r"|handler|reporting|detection)\b"
     r"|\b(?:would|will|may|might|should|can) (?:be |not |\w+ly )?"
     r"(?:fail|error|retry|denied|refused|crash|killed|expired?)\b"
@@ -178,7 +178,7 @@ _CLOCK = r"(\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?"
 _ISO = re.compile(rf"\[?(\d{{4}})-(\d\d)-(\d\d)[T ]{_CLOCK} ?(Z|UTC|GMT|[+-]\d\d:?\d\d)?\]?")
 _SLASHED = re.compile(rf"(\d{{4}})/(\d\d)/(\d\d) {_CLOCK}")
 _SYSLOG = re.compile(r"([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d):(\d\d):(\d\d)(?:\.\d+)?(?: [A-Z]{3,4})? ")
-_TAG = re.compile(r"\S{1,255} (?:[\w./@-]{1,80}(?:\[\d+\])?): ")
+_TAG = re.compile(r"[\w.:-]{1,255} [\w./@-]{1,80}(?:\[\d{1,10}\])?: ")
 _COMMON = re.compile(rf"\[(\d\d)/([A-Z][a-z]{{2}})/(\d{{4}}):{_CLOCK}(?: ([+-]\d{{4}}))?\]")
 _APACHE = re.compile(rf"\[[A-Z][a-z]{{2}} ([A-Z][a-z]{{2}}) (\d\d) {_CLOCK} (\d{{4}})\] ?")
 _DASHED = re.compile(rf"\[?(\d{{1,2}})[- ]([A-Z][a-z]{{2}})[- ](\d{{4}}) {_CLOCK}(?: UTC)?\]?")
@@ -218,7 +218,7 @@ def _iso(text: str, until: float) -> _Parts | None:
         return None
     rest = _after(found, text)
     tag = _TAG.match(rest)
-    return _of_iso(found), None, rest[tag.end() :] if tag and "[" in tag[0] else rest
+    return _of_iso(found), None, rest[tag.end() :] if tag and tag[0].endswith("]: ") else rest
 
 
 def _slashed(text: str, until: float) -> _Parts | None:

@@ -74,9 +74,10 @@ def issues(events: Sequence[Event]) -> list[Issue]:
     """What is slow or full, the most frequent first."""
     found: dict[str, Issue] = {}
     for event in events:
+        telling = event.telling
         for kind in KINDS:
             seconds = _seconds(event.message) if kind.words is None else None
-            if kind.words is not None and (not event.telling or not kind.words.search(event.telling)):
+            if kind.words is not None and not kind.words.search(telling):
                 continue
             if kind.words is None and (seconds is None or seconds < SLOW):
                 continue

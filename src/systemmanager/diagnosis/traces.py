@@ -51,20 +51,22 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a runtime writes a trace: `begin` fits its first line, `frame` each that goes on. `tells` fits the line with
-    the message, and with `last` that line ends the trace."""
+    """How a runtime writes a trace: `begin` fits its first line, which holds `word`; `frame` fits each that goes on.
+    `tells` fits the line with the message, and with `last` that line ends the trace."""
 
     language: str
+    word: str
     begin: re.Pattern[str]
     frame: re.Pattern[str]
     tells: re.Pattern[str]
     last: bool = False
 
 
-_JAVA = r"(?:[a-z][\w$]*\.){1,8}[A-Z][\w$]*(?:Exception|Error|Throwable|Failure)\b"
+_JAVA = r"(?<![\w$.])(?:[a-z][\w$]*\.){1,8}[A-Z][\w$]*(?:Exception|Error|Throwable|Failure)\b"
 SHAPES = (
     Shape(
         "Python",
+        "Traceback (",
         re.compile(r".{0,200}?Traceback \(most recent call last\):\s*$"),
         re.compile(r"  |\t|\s*$|During handling of|The above exception|Traceback \(most recent|\s*[|+-]"),
         re.compile(r"(?:[\w.]+\.)?[A-Z]\w*(?:: |$)|(?:KeyboardInterrupt|SystemExit)"),
@@ -72,42 +74,49 @@ SHAPES = (
     ),
     Shape(
         ".NET",
+        "xception",
         re.compile(r"Unhandled exception\. |(?:fail: .{0,200})?System\.(?:\w+\.)*\w*Exception\b"),
         re.compile(r"\s+at .|\s*---(?:>| End)|\s+\S.{0,300}Exception"),
         re.compile(r"(?:Unhandled exception\. )?(?:\w+\.)+\w*Exception"),
     ),
     Shape(
         "Java",
+        ".",
         re.compile(rf"(?:.{{0,300}}?\b)?(?:Exception in thread \".{{0,100}}?\" )?{_JAVA}"),
         re.compile(r"\s+at [\w$.<>/@-]{1,300}\(|\s*Caused by: |\s*\.\.\. \d+ (?:more|common)|\s*Suppressed: "),
         re.compile(rf".{{0,200}}?{_JAVA}|\s*Caused by: "),
     ),
     Shape(
         "Go",
+        ": ",
         re.compile(r"(?:panic: |fatal error: ).{0,1500}"),
         re.compile(r"\s*$|goroutine \d+ \[|\[signal |\t|\S{1,200}\(.{0,200}\)$|created by |exit status \d|\s+panic: "),
         re.compile(r"panic: |fatal error: "),
     ),
     Shape(
         "Rust",
+        "panicked at ",
         re.compile(r"thread '.{1,100}' (?:\(\d+\) )?panicked at "),
         re.compile(r"note: |stack backtrace:|\s+\d+: |\s+at "),
         re.compile(r"called `|thread '"),
     ),
     Shape(
         "PHP",
+        "Fatal error: ",
         re.compile(r"(?:PHP )?Fatal error: .{0,300}"),
         re.compile(r"(?:PHP )?Stack trace:|(?:PHP\s+)?#?\d+[. ] |\s+thrown in|PHP\s+\d+\.|#\d+ "),
         re.compile(r"(?:PHP )?Fatal error: "),
     ),
     Shape(
         "Ruby",
+        ":in ",
         re.compile(r"\S{1,300}:\d+:in [`'].{0,300}"),
         re.compile(r"\s+(?:\d+: )?from \S|\s+from "),
         re.compile(r"\S{1,300}:\d+:in "),
     ),
     Shape(
         "Node",
+        ":",
         re.compile(r"(?:Uncaught )?(?:[A-Z]\w*)?Error(?: \[\w+\])?: |(?:\w+:)?/\S{1,300}:\d+$|node:\S{1,100}:\d+$"),
         re.compile(
             r"\s+at |\s*\^+\s*$|\s*$|\s{2,}\S|Node\.js v\d|\}$|Require stack:|- /|\s*throw "
@@ -138,7 +147,7 @@ def _trace(lines: Sequence[Line], at: int) -> tuple[Event, list[int]] | None:
     """The trace that begins here, and where its lines stand; one line alone is none."""
     head = lines[at].message
     for shape in SHAPES:
-        if shape.begin.match(head):
+        if shape.word in head and shape.begin.match(head):
             places = _places(lines, at, shape)
             if len(places) > 1:
                 whole = tuple(lines[place] for place in places)

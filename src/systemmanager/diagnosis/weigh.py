@@ -14,6 +14,9 @@ from systemmanager.diagnosis.traces import Event
 CLAIM = 0.5
 """Confidence below which no cause is claimed."""
 
+MOST_READ = 400_000
+"""Characters of different texts in which signs are looked for, the newest first: hostile ones cost 10 ms each."""
+
 SUREST = 0.98
 MOST_CITED = 12
 MOST_CAUSES = 5
@@ -23,6 +26,8 @@ _RECOVERED = re.compile(
     r"|ready (?:to|for)|is ready|now healthy|listening on|succeeded|started successfully|startup complete)\b",
     re.IGNORECASE,
 )
+
+_WHO = {"engine": "error of the engine", "health": "output of the health check"}
 
 _ONE_REQUEST = re.compile(
     r"\bclient: [\d.a-f:]+,|\brequest: \"|\bcode 4\d\d, message|\" 4\d\d (?:\d+|-)"
@@ -47,6 +52,7 @@ class _Evidence:
     what: str | None = None
     places: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
+    said_by: list[str] = field(default_factory=list)
     hits: int = 0
 
 
@@ -67,7 +73,8 @@ def _evidence(events: Sequence[Event], facts: Facts) -> dict[str, _Evidence]:
     known: dict[tuple[str, bool], list[tuple[Cause, float, int, str | None]]] = {}
     evidence: dict[str, _Evidence] = {}
     counted: dict[tuple[str, int], int] = {}
-    for place, event in enumerate(events):
+    for place in range(_oldest(events), len(events)):
+        event = events[place]
         trusted = event.level is not None and event.level >= ERROR
         key = (event.text, trusted)
         if key not in known:
@@ -77,6 +84,8 @@ def _evidence(events: Sequence[Event], facts: Facts) -> dict[str, _Evidence]:
             one = evidence.setdefault(cause.code, _Evidence())
             one.places.append(place)
             one.lines += _telling(event)
+            if (who := _WHO.get(event.first.source)) and who not in one.said_by:
+                one.said_by.append(who)
             if counted[cause.code, least] < least:
                 continue
             one.hits += 1
@@ -84,6 +93,17 @@ def _evidence(events: Sequence[Event], facts: Facts) -> dict[str, _Evidence]:
             if weight >= one.weight:
                 one.weight, one.what = weight, what or one.what
     return evidence
+
+
+def _oldest(events: Sequence[Event]) -> int:
+    """The first event whose words are looked at."""
+    left, seen, place = MOST_READ, set[str](), len(events)
+    while place and left > 0:
+        place -= 1
+        if (text := events[place].text) not in seen:
+            seen.add(text)
+            left -= len(text)
+    return place
 
 
 def _telling(event: Event) -> list[int]:
@@ -132,7 +152,7 @@ def _judged(cause: Cause, evidence: _Evidence | None, events: Sequence[Event], f
         cause,
         round(min(sure, SUREST), 2),
         _cited(evidence.lines if evidence and by_words else _last(events)),
-        (told[1],) if told else (),
+        (*((told[1],) if told else ()), *(evidence.said_by if evidence and by_words else ())),
         evidence.what if evidence and by_words else None,
     )
 

@@ -4,6 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
 from docker import APIClient
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,12 @@ from tests.real.faults.lab import Score, lacking, scored
 ENOUGH = 0.9
 
 
-def main(only: list[str], console: Console) -> int:
+RECORDED = Path(__file__).parent.parent.parent / "diagnosis" / "recorded"
+
+
+def main(words: list[str], console: Console) -> int:
+    """All cases, or those that are named; `--record` writes their logs down for `tests/diagnosis`."""
+    only = [word for word in words if word != "--record"]
     if why := missing() or lacking():
         console.print(f"no score: {why}")
         return 2
@@ -27,6 +33,8 @@ def main(only: list[str], console: Console) -> int:
         finally:
             client.close()
     console.print(table(scores))
+    if "--record" in words:
+        record(scores)
     faults = [one for one in scores if one.case.cause]
     first = sum(one.right for one in faults)
     cited = sum(one.cites for one in faults if one.right)
@@ -37,6 +45,14 @@ def main(only: list[str], console: Console) -> int:
         for one in scores:
             console.print(one.log, one.found, markup=False)
     return 0 if first >= ENOUGH * len(faults) and not claimed else 1
+
+
+def record(scores: list[Score]) -> None:
+    RECORDED.mkdir(exist_ok=True)
+    for one in scores:
+        case = {"cause": one.case.cause, "state": one.state, "log": one.log}
+        path = RECORDED / f"{one.case.name}.yaml"
+        path.write_text(yaml.safe_dump(case, sort_keys=False, allow_unicode=True, width=1000))
 
 
 def table(scores: list[Score]) -> Table:

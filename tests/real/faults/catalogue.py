@@ -263,7 +263,7 @@ HEALTHY = (
     Case("terminated", None, sh("trap 'echo bye; exit 143' TERM; echo working; sleep 600 & wait"), "settled",
          options={"signal": "SIGTERM"}),
     Case("healthy-check", None, sh("busybox httpd -p 8080; echo serving; sleep 600"), "settled",
-         options={"healthcheck": ["CMD", "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/bin/sh"]}),
+         options={"healthcheck": ["CMD", "busybox", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/bin/sh"]}),
     Case("tls-serves", None, sh("openssl s_server -accept 8443 -cert /case/cert.pem -key /case/key.pem -www & sleep 1;"
          " echo | openssl s_client -connect 127.0.0.1:8443 -CAfile /case/ca.pem -brief; wait"), "settled",
          files={"tls": "valid"}),

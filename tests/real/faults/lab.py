@@ -17,7 +17,7 @@ from docker.errors import APIError, ImageNotFound
 
 from systemmanager.fencing import unfenced
 from tests.real.engine import Containers, Engine, root_filesystem, until
-from tests.real.faults.catalogue import HEALTHY, NODE, PY, Case
+from tests.real.faults.catalogue import NODE, PY, Case
 from tests.support import OPERATOR, real_gateway, run, target
 
 IMAGE = "systemmanager-faults:2"
@@ -38,6 +38,7 @@ class Score:
     case: Case
     found: dict[str, Any]
     log: str
+    state: dict[str, Any]
     seconds: float
 
     @property
@@ -157,19 +158,32 @@ def _age(state: dict[str, Any]) -> float:
 
 
 async def _answers(
-    engine: Engine, cases: Iterable[Case], names: Iterable[str], state: Path, made: Containers
+    engine: Engine, cases: Iterable[Case], names: Iterable[str], folder: Path, made: Containers
 ) -> list[Score]:
     scores = []
     where = target("engine", "docker", connection={"socket_path": engine.socket})
-    async with real_gateway(state, where) as gateway:
+    async with real_gateway(folder, where) as gateway:
         for case, name in zip(cases, names, strict=True):
             started = time.perf_counter()
             arguments = {"name_or_id": name, "target": "engine", "use_ai": False}
             reply = unfenced((await gateway.call(OPERATOR, "analyze_container_logs", arguments)).as_dict())
+            took = time.perf_counter() - started
             assert reply["ok"], reply
             log = made.client.logs(name, tail=200).decode(errors="replace")
-            scores.append(Score(case, reply["results"][0]["data"], log, time.perf_counter() - started))
+            state = _seen(made.state(name))
+            scores.append(Score(case, reply["results"][0]["data"], log, state, took))
     return scores
+
+
+def _seen(found: dict[str, Any]) -> dict[str, Any]:
+    """The part of an inspection that a diagnosis reads."""
+    state = {name: found["State"][name] for name in ("Status", "Running", "ExitCode", "OOMKilled", "Error")}
+    if health := found["State"].get("Health"):
+        checks = [
+            {name: check[name] for name in ("ExitCode", "Output")} for check in health["Log"][-1:] if check["ExitCode"]
+        ]
+        state["Health"] = {"Status": health["Status"], "FailingStreak": health["FailingStreak"], "Log": checks}
+    return {"Name": "/app", "State": state, "RestartCount": found["RestartCount"]}
 
 
 def certificates(kind: str) -> dict[str, str]:
@@ -204,7 +218,3 @@ def _certificate(
     if host is not None:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
     return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-
-
-def healthy_quick() -> list[Case]:
-    return [case for case in HEALTHY if case.quick]

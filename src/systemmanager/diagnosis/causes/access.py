@@ -15,12 +15,12 @@ CAUSES = (
             sign(
                 0.93,
                 r"permission denied: ['\"]?(?P<what>/[^\s'\"]{1,200})",
-                r"(?P<where>/[^\s'\":]{1,200})['\"]?:? .{0,40}permission denied",
+                r"(?<![^\s'\"(=:])(?P<where>/[^\s'\":]{1,200})['\"]?:? .{0,40}permission denied",
             ),
             sign(
                 0.9,
-                r"permission denied(?! \((?:publickey|password))(?! for (?:table|schema|relation|data"
-                r"base|user|sequence))",
+                r"permission denied(?! \((?:publickey|password))(?! for (?:table|schema|relation|database|user"
+                r"|sequence))",
             ),
             exact(0.92, r"\b(?:EACCES|EPERM)\b", r"AccessDeniedException", r"UnauthorizedAccessException"),
             sign(
@@ -109,7 +109,8 @@ CAUSES = (
         (
             sign(
                 0.92,
-                r"invalid (?:api[ _-]?key|access token|auth(?:entication|orization)? token|credentials|client secret)",
+                r"invalid (?:api[ _-]?key|access token|auth(?:entication|orization)? token|credentials"
+                r"|client secret)",
             ),
             exact(
                 0.94,

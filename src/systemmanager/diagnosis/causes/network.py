@@ -34,8 +34,8 @@ CAUSES = (
             ),
             sign(
                 0.95,
-                r"(?:could not resolve host|couldn't resolve host(?: name)?|unable to resolve(?: host"
-                r")?)(?: address)?[: ]+['\"]?(?P<what>[\w.-]{1,200})",
+                r"(?:could not resolve host|couldn't resolve host(?: name)?"
+                r"|unable to resolve(?: host)?)(?: address)?[: ]+['\"]?(?P<what>[\w.-]{1,200})",
             ),
             sign(0.96, r"could not translate host name ['\"]?(?P<what>[\w.-]{1,200})"),
             sign(
@@ -167,8 +167,8 @@ CAUSES = (
             sign(0.86, r"dial (?:tcp|udp|unix) (?P<what>[\w.:\[\]/-]{1,200}): .{0,60}connection refused"),
             sign(
                 0.86,
-                r"(?:connect(?:ing)? to|connection to|server at|can't connect to remote host) \(?"
-                r"['\"]?(?P<what>[\w.:-]{1,200}).{0,120}connection refused",
+                r"(?:connect(?:ing)? to|connection to|server at"
+                r"|can't connect to remote host) \(?['\"]?(?P<what>[\w.:-]{1,200}).{0,120}connection refused",
             ),
             sign(
                 0.82,

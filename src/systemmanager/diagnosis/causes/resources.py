@@ -102,7 +102,7 @@ CAUSES = (
             "On a host, look in the kernel's log: a damaged disk is remounted read-only.",
         ),
         (
-            sign(0.95, r"(?P<what>/[^\s:'\"]{1,200})['\"]?:? .{0,20}read-only file ?system"),
+            sign(0.95, r"(?<![^\s'\"(=:])(?P<what>/[^\s:'\"]{1,200})['\"]?:? .{0,20}read-only file ?system"),
             sign(
                 0.93,
                 r"read-only file ?system",

@@ -3,7 +3,7 @@
 from systemmanager.diagnosis.causes.sign import Cause, Told, exact, sign
 from systemmanager.diagnosis.facts import Facts
 
-_CONFIG = r"[\w./-]{0,120}(?:conf(?:ig(?:uration)?)?|settings|ya?ml|json|toml|ini)\b"
+_CONFIG = r"(?:conf(?:ig(?:uration)?)?|settings|ya?ml|json|toml|ini)\b"
 
 
 def _no_program(facts: Facts) -> Told | None:
@@ -30,18 +30,18 @@ CAUSES = (
             ),
             exact(
                 0.93,
-                r"(?P<what>\b[A-Z][A-Z0-9]*_[A-Z0-9_]{1,80})\b.{0,40}\b(?:must be set|must be provide"
-                r"d|is required|not set|is not set|is missing|is undefined|is not defined|is empty|must not be empty)",
+                r"(?P<what>\b[A-Z][A-Z0-9]*_[A-Z0-9_]{1,80})\b.{0,40}\b(?:must be set|must be provided"
+                r"|is required|not set|is not set|is missing|is undefined|is not defined|is empty|must not be empty)",
             ),
             exact(
                 0.88,
-                r"(?i:missing|required|undefined|unset|set the|specify|define)\b.{0,60}\b(?P<what>"
-                r"[A-Z][A-Z0-9]*_[A-Z0-9_]{1,80})\b",
+                r"(?i:missing|required|undefined|unset|set the|specify"
+                r"|define)\b.{0,60}\b(?P<what>[A-Z][A-Z0-9]*_[A-Z0-9_]{1,80})\b",
             ),
             sign(
                 0.93,
-                r"(?:environment|env)[ _]?var(?:iable)?s? .{0,80}(?:not (?:set|found|defined)|missing"
-                r"|required|must be|undefined)",
+                r"(?:environment|env)[ _]?var(?:iable)?s? .{0,80}(?:not (?:set|found|defined)|missing|required"
+                r"|must be|undefined)",
             ),
             sign(
                 0.94,
@@ -70,18 +70,24 @@ CAUSES = (
             ),
             sign(
                 0.93,
-                r"(?P<what>/[^\s:'\"]{1,200}\.(?:conf|cfg|ya?ml|json|toml|ini))\b.{0,80}(?:syntax err"
-                r"or|invalid|parse error|unexpected|malformed|line \d)",
-            ),
-            sign(0.92, rf"(?:invalid|bad|malformed|broken|wrong|unparsable|errors? in) (?:\w+ ){{0,2}}{_CONFIG}"),
-            sign(
-                0.9,
-                rf"(?:failed|unable|cannot|can't|could not|error) (?:to )?(?:load|loading|pars\w+|read"
-                rf"|reading|decod\w+|process\w+|unmarshal\w*) .{{0,60}}{_CONFIG}",
+                r"(?<![^\s'\"(=:])(?P<what>/[^\s:'\"]{1,200}\.(?:conf|cfg|ya?ml|json|toml|ini))\b"
+                r".{0,80}(?:syntax error|invalid"
+                r"|parse error|unexpected|malformed|line \d)",
             ),
             sign(
                 0.92,
-                rf"{_CONFIG}.{{0,60}}(?:syntax error|is invalid|not valid|parse error|could not be parsed|test failed)",
+                rf"(?:invalid|bad|malformed|broken|wrong|unparsable|errors? in) (?:\w+ ){{0,2}}"
+                rf"[\w./-]{{0,120}}?{_CONFIG}",
+            ),
+            sign(
+                0.9,
+                rf"(?:failed|unable|cannot|can't|could not|error) (?:to )?(?:load|loading|pars\w+|read|reading"
+                rf"|decod\w+|process\w+|unmarshal\w*) .{{0,60}}{_CONFIG}",
+            ),
+            sign(
+                0.92,
+                rf"{_CONFIG}.{{0,60}}(?:syntax error|is invalid|not valid|parse error|could not be parsed"
+                rf"|test failed)",
             ),
             sign(
                 0.95,
@@ -135,7 +141,8 @@ CAUSES = (
             ),
             sign(
                 0.93,
-                r"(?:^|\n)(?:\S{1,60}: )?(?:line )?(?:\d+: )?(?P<what>[\w./-]{1,120}): (?:command )?not found(?=\n|$)",
+                r"(?:^"
+                r"|\n)(?:\S{1,60}: )?(?:line )?(?:\d+: )?(?P<what>[\w./-]{1,120}): (?:command )?not found(?=\n|$)",
             ),
             sign(
                 0.95,
@@ -215,7 +222,7 @@ CAUSES = (
             sign(
                 0.86,
                 r"no such file or directory:? ['\"](?P<what>[^'\"]{1,200})",
-                r"(?P<where>/[^\s:'\"]{1,200})['\"]?:? .{0,40}no such file or directory",
+                r"(?<![^\s'\"(=:])(?P<where>/[^\s:'\"]{1,200})['\"]?:? .{0,40}no such file or directory",
             ),
             sign(
                 0.82,
@@ -254,8 +261,9 @@ CAUSES = (
             ),
             sign(
                 0.86,
-                r"(?P<what>[\w.:-]{1,80}) (?:is|was) (?:still )?(?:not (?:yet )?(?:ready|available|up"
-                r"|healthy)|unavailable)(?:\b.{0,40}(?:retry|wait|sleep|try))?",
+                r"(?<![\w.:-])(?P<what>[\w.:-]{1,80})"
+                r" (?:is|was) (?:still )?(?:not (?:yet )?(?:ready|available|up|healthy)"
+                r"|unavailable)(?:\b.{0,40}(?:retry|wait|sleep|try))?",
             ),
             sign(
                 0.9,
