@@ -5,6 +5,7 @@ import pytest
 from systemmanager.diagnosis.causes import BY_CODE, CAUSES
 from systemmanager.diagnosis.diagnose import Diagnosis, Log, diagnose
 from systemmanager.diagnosis.facts import Facts
+from tests.diagnosis.sayings import MORE, WHAT
 
 ENDED = Facts(state="exited", running=False, exit_code=1)
 RUNNING = Facts(state="running", running=True)
@@ -83,11 +84,20 @@ SAYINGS: list[tuple[str, str]] = [
 ]
 
 
+SAYINGS += MORE
+
+
 @pytest.mark.parametrize(("code", "text"), SAYINGS, ids=[f"{code}-{text[:30]}" for code, text in SAYINGS])
 def test_what_programs_say_names_the_cause(code: str, text: str) -> None:
     found = diagnosed(f"starting\n{text}\n")
     assert found.cause is not None and found.cause.cause.code == code, found.causes
     assert 2 in found.cause.lines and 0.5 <= found.cause.confidence <= 0.98
+
+
+@pytest.mark.parametrize(("text", "what"), WHAT, ids=[text[:40] for text, _ in WHAT])
+def test_what_it_is_about_is_named(text: str, what: str) -> None:
+    found = diagnosed(f"starting\n{text}\n")
+    assert found.cause is not None and found.cause.what == what
 
 
 BY_FACTS: list[tuple[str, Facts]] = [
@@ -124,6 +134,9 @@ def test_many_failed_logins_are_an_attack_and_one_is_none() -> None:
     found = diagnosed("".join(line.format(second) for second in range(6)), Facts())
     assert found.cause is not None and found.cause.cause.code == "login_attacks" and found.cause.what == "192.0.2.7"
     assert diagnosed(line.format(1), Facts()).cause is None
+    line = "Jan  1 00:00:0{} web sshd[1]: pam_unix(sshd:auth): authentication failure; tty=ssh rhost=192.0.2.8 user=x\n"
+    found = diagnosed("".join(line.format(second) for second in range(6)), Facts())
+    assert found.cause is not None and found.cause.cause.code == "login_attacks" and found.cause.what == "192.0.2.8"
 
 
 def test_an_exception_that_nothing_else_explains_is_the_cause() -> None:

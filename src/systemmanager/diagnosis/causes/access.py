@@ -11,7 +11,6 @@ CAUSES = (
             "Ports below 1024, devices and mounts may need a capability.",
         ),
         (
-            sign(0.95, r"exec(?:: |\s)?\"?(?P<what>/[^\s\"':]{0,200})?.{0,80}: permission denied"),
             sign(
                 0.93,
                 r"permission denied: ['\"]?(?P<what>/[^\s'\"]{1,200})",
