@@ -74,6 +74,7 @@ def test_the_way_of_a_call_that_needs_a_yes(scene: Scene) -> None:
         required = error(await scene.call())
         id = required["details"]["approval_id"]
         assert required["code"] == "approval_required" and f"approvals approve {id}" in required["hint"]
+        assert len(required["details"].pop("plan_id")) == 64
         assert required["details"] == {
             "approval_id": id, "state": "pending", "expires_in": LIFETIME, "needed": 1, "channels": ["operator"],
         }  # fmt: skip

@@ -149,7 +149,8 @@ def test_what_is_shown_is_whole_and_can_move_no_cursor(tmp_path: Path) -> None:
     out = Console(file=screen, force_terminal=True, width=40, highlight=False, emoji=False, color_system=None)
     question = {
         "tool": "t", "subject": f"eve{HOSTILE}", "kind": "token", "risk": "critical", "policy": "p", "registry": "r",
-        "targets": [f"target-{number}" for number in range(500)], "arguments": {"url": HOSTILE}, "plan": {"p": HOSTILE},
+        "targets": [f"target-{number}" for number in range(500)], "arguments": {"url": HOSTILE},
+        "plan": {"plan_id": "p", "groups": [{"targets": ["a"], "changes": [{"what": "w", "before": HOSTILE}]}]},
     }  # fmt: skip
     asked = {"id": "1", "state": "pending", "needed": 2, "expires": time.time() + 60, "digest": "d", "answers": []}
     console._print(out, {**asked, "question": question})

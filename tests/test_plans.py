@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 
+from systemmanager.approvals.desk import Desk
+from systemmanager.approvals.store import ApprovalStore
 from systemmanager.gateway import Gateway
 from systemmanager.operation import Risk
+from systemmanager.plans.showing import lines_of_all
 from systemmanager.plans.store import LIFETIME, Kept, PlanStore
+from systemmanager.policy.demands import Approvals, Demand
 from systemmanager.ports import Output
 from systemmanager.request import Permit, Principal
+from systemmanager.server.elicitation import question
 from tests.fakes import codes
 from tests.support import OPERATOR, UNTAINTED, fake_gateway, operator, principal, records, run, target
 
@@ -265,3 +270,90 @@ def test_the_oldest_plans_of_one_subject_make_room(kept: PlanStore) -> None:
         kept.keep("ann", replace(PLAN, id=id))
     kept.keep("bob", PLAN)
     assert [id for id in ids if kept.find(id, "ann")] == ids[5:] and kept.find(PLAN.id, "bob") == PLAN
+
+
+# --- Approvals -------------------------------------------------------------------------------------------------------
+
+
+class Asking(Scene):
+    """The same where policy.yaml wants a person's yes to stop a service."""
+
+    def __init__(self, folder: Path) -> None:
+        demands = Approvals(require=(Demand(frozenset({Risk.HIGH})),))
+        super().__init__(folder, policy=replace(UNTAINTED, approvals=demands))
+        self.gateway.desk = Desk(ApprovalStore(folder / "approvals.sqlite", lambda: self.now), self.gateway.journal)
+
+    def stop(self, **more: Any) -> dict[str, Any]:
+        return self.call("manage_service", {**STOP, "targets": "*", **more}, CLAUDE)
+
+    def answer(self, reply: dict[str, Any]) -> str:
+        """Say yes; answers the approval's id."""
+        id = str(reply["results"][0]["error"]["details"]["approval_id"])
+        assert self.gateway.desk is not None
+        run(self.gateway.desk.answer(id, "ann@example.com", True, "operator"))
+        return id
+
+
+CLAUDE = principal("admin", subject="claude")
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Asking:
+    return Asking(tmp_path)
+
+
+def test_a_person_is_asked_with_the_plan(asking: Asking) -> None:
+    reply = asking.stop()
+    assert only(reply) == "approval_required" and asking.done == []
+    assert asking.gateway.desk is not None
+    (asked,) = run(asking.gateway.desk.all())
+    plan = asked.question["plan"]
+    assert plan["plan_id"] == asking.plan(CLAUDE, targets="*")["plan_id"]
+    assert plan["plan_id"] == reply["results"][0]["error"]["details"]["plan_id"]
+    assert list(lines_of_all(plan)) == [
+        "~ unit nginx.service, active: active -> inactive",
+        "  back: manage_service action=start service_name=nginx.service",
+        f"  plan {plan['plan_id']}",
+    ]
+    assert plan["groups"][0]["targets"] == ["web-01", "web-02"]
+    assert "~ unit nginx.service, active: active -> inactive" in question(asked)
+
+
+def test_a_yes_is_to_the_world_that_was_shown(asking: Asking) -> None:
+    id = asking.answer(asking.stop())
+    asking.hosts["web-02"].pid = 9
+    reply = asking.stop(approval_id=id)
+    assert only(reply) == "precondition_failed" and asking.done == []
+    moved = [{"target": "web-02", "name": "main_pid", "was": "7", "is": "9"}]
+    assert reply["results"][0]["error"]["details"]["moved"] == moved
+    asking.hosts["web-02"].pid = 7
+    assert only(asking.stop(approval_id=id)) == "ok", "it counts again when all is as it was shown"
+    assert asking.done == ["stop", "stop"] and only(asking.stop(approval_id=id)) != "ok"
+
+
+def test_another_call_is_no_moved_world(asking: Asking) -> None:
+    id = asking.answer(asking.stop())
+    assert only(asking.stop(approval_id=id, action="restart")) == "approval_refused"
+
+
+def test_a_plan_that_needs_a_yes_is_carried_out_with_it(asking: Asking) -> None:
+    plan_id = asking.plan(CLAUDE, targets="*")["plan_id"]
+    id = asking.answer(asking.apply(plan_id, CLAUDE))
+    assert asking.done == []
+    assert only(asking.apply(plan_id, CLAUDE, approval_id=id)) == "ok" and asking.done == ["stop", "stop"]
+    last = records(asking.folder)[-1]
+    assert (last["approved_by"], last["plan_id"]) == ("ann@example.com", plan_id)
+
+
+def test_who_sits_at_the_terminal_is_asked_with_the_plan_and_it_is_read_again(asking: Asking) -> None:
+    seen: list[Any] = []
+
+    async def approve(requests: Any) -> str:
+        seen.append(requests[0].plan)
+        asking.hosts["web-02"].pid = 9
+        return "ann"
+
+    arguments = {**STOP, "targets": "*"}
+    reply = run(asking.gateway.call(OPERATOR, "manage_service", arguments, approve=approve)).as_dict()
+    assert only(reply) == "precondition_failed" and asking.done == []
+    assert seen[0]["groups"][0]["changes"][0]["after"] == "inactive"

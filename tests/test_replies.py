@@ -90,3 +90,18 @@ def test_each_tool_has_a_line_and_a_page_within_the_terminals_width() -> None:
     said = page.file.getvalue()  # type: ignore[attr-defined]
     assert "start|stop|restart|logs" in said and "action=logs: " in said and "container:read" in said
     assert all(name in said for name in ("name_or_id", "lines", "targets", "dry_run"))
+
+
+def test_a_dry_run_is_a_diff_coloured_on_a_terminal_only() -> None:
+    changes = [{"what": "package curl", "before": "7.1", "after": "7.2"}, {"what": "package old", "before": "0.9"}]
+    data = {"dry_run": True, "decision": "allow", "plan_id": "ab", "plan": {"changes": changes, "no_inverse": "None."}}
+    lines = ["~ package curl: 7.1 -> 7.2", "- package old: 0.9", "  no way back: None."]
+    for terminal in (False, True):
+        screen = io.StringIO()
+        out = Console(
+            file=screen, force_terminal=terminal, color_system="standard" if terminal else None, highlight=False
+        )
+        replies.print_reply(out, Reply("c", "t", [TargetReply("web-01", data)]))
+        seen = screen.getvalue()
+        assert all(line in seen for line in lines) and "apply_plan plan_id=ab" in seen
+        assert ("\x1b[31m- package old" in seen) is terminal

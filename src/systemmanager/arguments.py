@@ -23,7 +23,7 @@ _TARGETS = (
 )
 _REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
-_DRY_RUN = (bool, Field(default=False, description="Only plan it: what would change, and a plan_id for apply_plan."))
+_DRY_RUN = (bool, Field(default=False, description="Only plan it; plan_id is for apply_plan."))
 _WAIT = (float, Field(default=0, ge=0, le=300, description="Seconds to wait for it."))
 _APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
 

@@ -307,6 +307,10 @@ class Docker(Protocol):
         """Pull one image and answer its inspection. `image@digest` needs no tag. Cancelled, the pull ends there too."""
         ...
 
+    async def digest_now(self, reference: str) -> str:
+        """The digest that the registry has under a name now; nothing is pulled."""
+        ...
+
     async def networks(self) -> Sequence[Json]: ...
 
     async def create(self, name: str, body: Mapping[str, Any]) -> str:

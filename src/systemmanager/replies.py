@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from systemmanager.fencing import unfenced
+from systemmanager.plans.showing import lines_of
 from systemmanager.shaping import Reply
-from systemmanager.terminal import table_of
+from systemmanager.terminal import print_plan, table_of
 
 FOLDED, LEFT = 1.3, 0.8
 """Times the terminal's width: what all columns of a table may want, or all but the last one. Wider rows are blocks."""
@@ -26,8 +27,19 @@ def print_reply(console: Console, reply: Reply) -> None:
             console.print("\n" * bool(place) + f"[bold]{escape(result.target)}[/bold]")
         if result.error is not None:
             _print_error(console, result.target, result.error)
+        elif result.data and result.data.get("dry_run") and "plan" in result.data:
+            _print_rehearsal(console, result.data)
         else:
             _print_data(console, result.data or {})
+
+
+def _print_rehearsal(console: Console, data: Mapping[str, Any]) -> None:
+    """A dry run's answer: whether it may run, and what would change."""
+    about = {key: value for key, value in data.items() if key not in ("dry_run", "plan", "plan_id")}
+    if data["decision"] != "allow":
+        _print_plain(console, about)
+    print_plan(console, lines_of(data["plan"]))
+    console.print(f"[dim]systemmanager call apply_plan plan_id={data['plan_id']}[/dim]", soft_wrap=True)
 
 
 def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> None:

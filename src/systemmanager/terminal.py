@@ -16,6 +16,7 @@ from rich.text import Text
 
 from systemmanager.arguments import call_model
 from systemmanager.operation import Operation
+from systemmanager.plans.showing import COLOURS, lines_of_all
 from systemmanager.policyfile import Policy
 from systemmanager.redaction import visible
 from systemmanager.registry import Registry
@@ -170,6 +171,14 @@ def print_question(console: Console, requests: Sequence[Request]) -> None:
     console.print(f"\n[{RISK_STYLE[risk]}]{risk}[/]  [bold]{first.operation.name}[/bold]")
     console.print(escape(f"  arguments  {json.dumps(dict(first.arguments), default=str)}"), soft_wrap=True)
     console.print(escape(f"  targets    {', '.join(request.target.id for request in requests)}"), soft_wrap=True)
+    if first.plan is not None:
+        print_plan(console, lines_of_all(first.plan))
+
+
+def print_plan(console: Console, lines: Iterable[str]) -> None:
+    """What would change, as a diff."""
+    for line in lines:
+        console.print(Text(visible(line), COLOURS.get(line[:1], "")), soft_wrap=True)
 
 
 def tokens_table(tokens: Iterable[Mapping[str, Any]]) -> Table:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from systemmanager.approvals import operators
 from systemmanager.errors import ApprovalRefused
+from systemmanager.plans.showing import lines_of_all
 from systemmanager.redaction import visible
 
 STATE_STYLE = {"pending": "yellow", "approved": "green", "denied": "red"}
@@ -96,7 +97,7 @@ def _print(out: Console, asked: Mapping[str, Any]) -> None:
     rows = [("asked by", f"{question['subject']} ({question['kind']})"), ("targets", ", ".join(question["targets"]))]
     rows += [(name, json.dumps(value)) for name, value in question["arguments"].items()]
     if question.get("plan") is not None:
-        rows.append(("plan", json.dumps(question["plan"], indent=2)))
+        rows += [("plan" if not place else "", line) for place, line in enumerate(lines_of_all(question["plan"]))]
     rows.append(("needs", "one person" if asked["needed"] == 1 else f"{asked['needed']} different people"))
     rows += [
         ("said yes" if one["approved"] else "said no", f"{one['person']} ({one['channel']})")

@@ -95,6 +95,13 @@ class EngineDocker:
                 raise docker_errors.pull_failed(reference, str(message["error"]))
         return await self.inspect_image(reference)
 
+    async def digest_now(self, reference: str) -> str:
+        self._check_image(reference)
+        try:
+            return str((await self._ask("GET", "/distribution/{0}/json", reference))["Descriptor"]["digest"])
+        except KeyError as error:
+            raise NotFound(f"the registry says no digest of {reference!r}") from error
+
     async def networks(self) -> Sequence[Json]:
         rows: list[Json] = await self._ask("GET", "/networks")
         return rows

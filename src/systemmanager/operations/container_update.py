@@ -26,11 +26,12 @@ from systemmanager.errors import (
     RolledBack,
 )
 from systemmanager.operation import Risk, operation
-from systemmanager.operations.containers import container_name
-from systemmanager.operations.images import short_id
+from systemmanager.operations.containers import container_name, standing
+from systemmanager.operations.images import image_change, image_or_none, newest, short_id
 from systemmanager.operations.recreation import Recreation, recreation, reference_of
 from systemmanager.operations.uncut import insist, to_the_end
 from systemmanager.params import ContainerName
+from systemmanager.plan import Change, Plan
 from systemmanager.ports import Docker, ForeignText, Json, Result
 
 SETTLE = 5.0
@@ -53,11 +54,34 @@ class ContainerUpdate(Result):
     note: ForeignText | None = None
 
 
+async def plan_update(docker: Docker, name_or_id: ContainerName, pull_latest: bool = True) -> Plan:
+    """What `update_docker_container` would do."""
+    found = await docker.inspect(name_or_id)
+    name, reference = found["Name"].lstrip("/"), ":".join(reference_of(found))
+    before, unknown = await image_or_none(docker, found["Image"]), None
+    if pull_latest:
+        now, unknown = await newest(docker, reference)
+        changes = image_change(f"container {name}", before, now)
+    else:
+        now = str((await docker.inspect_image(reference))["Id"])
+        old, new = (f"image {short_id(id)}" for id in (found["Image"], now))
+        changes = [Change(what=f"container {name}", field="image", before=old, after=new)] if old != new else []
+    notes = [f"{name} is made anew and has a new id; it is away for as long as it takes to start."] if changes else []
+    why = f"Its image of now stays on the engine as {short_id(found['Image'])}; a failed update is undone by itself."
+    return Plan(
+        changes=changes,
+        preconditions={**standing(found), "newest image": now},
+        no_inverse=why if changes else "Nothing would change.",
+        notes=[*notes, *([unknown] if unknown else [])] or None,
+    )
+
+
 @operation(
     scope="container:admin",
     capability="container:admin",
     risk=Risk.CRITICAL,
     timeout=600,
+    plan=plan_update,
     open_world=True,
 )
 async def update_docker_container(
@@ -79,7 +103,7 @@ async def _update(docker: Docker, found: Json, pull_latest: bool, mine: set[str]
     name = found["Name"].lstrip("/")
     await _check(docker, found, name)
     image_name, tag = reference_of(found)
-    before = await _image_or_none(docker, found["Image"])
+    before = await image_or_none(docker, found["Image"])
     reference = f"{image_name}:{tag}"
     if pull_latest:
         image = await docker.pull(image_name, tag, await _platform(docker, before))
@@ -89,7 +113,7 @@ async def _update(docker: Docker, found: Json, pull_latest: bool, mine: set[str]
     if image["Id"] == found["Image"]:
         return ContainerUpdate(**answer, updated=False, id=found["Id"][:12], state=found["State"]["Status"])
     plan = recreation(found, before, found["Config"]["Image"], await _borrowed(docker, found))
-    change = Change(docker, found, name, plan, await _made(docker, f"{name}.update", plan))
+    change = Exchange(docker, found, name, plan, await _made(docker, f"{name}.update", plan))
     mine.add(change.new)
     _busy.add(change.new)
     note = await change.carry_out()
@@ -156,13 +180,6 @@ async def _check(docker: Docker, found: Json, name: str) -> None:
         raise EngineRefused(f"{name!r} is in networks that are gone: {', '.join(gone)}; it could not be started again")
 
 
-async def _image_or_none(docker: Docker, id: str) -> Json | None:
-    try:
-        return await docker.inspect_image(id)
-    except NotFound:
-        return None
-
-
 async def _platform(docker: Docker, image: Json | None) -> str | None:
     """The platform to pull for, where the container's is not the engine's own."""
     if image is None or image.get("Architecture") in ("", None, (await docker.version()).get("Arch")):
@@ -197,7 +214,7 @@ async def _made(docker: Docker, name: str, plan: Recreation) -> str:
 
 
 @dataclass
-class Change:
+class Exchange:
     """One container in exchange for another: `found` as it was, `new` the id of what takes its place."""
 
     docker: Docker

@@ -4,11 +4,12 @@ import asyncio
 
 from pydantic import Field
 
-from systemmanager.errors import NotFound
+from systemmanager.errors import GatewayError, NotFound
 from systemmanager.operation import Risk, operation
 from systemmanager.operations.containers import container_name, moment
 from systemmanager.paging import page
 from systemmanager.params import Cursor, ImageName, ImageTag, Limit
+from systemmanager.plan import Change, Plan
 from systemmanager.ports import Docker, Json, Page, Result
 
 
@@ -98,6 +99,53 @@ class PulledImage(Result):
     updated: bool = Field(description="It is another one than the engine had under this name.")
 
 
+WITHIN = 15.0
+"""Seconds that a registry may take to say which image a name means."""
+
+
+async def newest(docker: Docker, reference: str) -> tuple[str | None, str | None]:
+    """The digest that the registry has under a name now, or why that is not known."""
+    try:
+        async with asyncio.timeout(WITHIN):
+            return await docker.digest_now(reference), None
+    except TimeoutError:
+        return None, f"The registry did not say within {WITHIN:g} s what {reference} is now."
+    except GatewayError as error:
+        return None, f"What {reference} is now in its registry is not known ({error.code})."
+
+
+async def image_or_none(docker: Docker, name: str) -> Json | None:
+    try:
+        return await docker.inspect_image(name)
+    except NotFound:
+        return None
+
+
+def image_change(what: str, before: Json | None, now: str | None) -> list[Change]:
+    """An image that becomes the one of this digest (None: whatever its registry has)."""
+    digests = [digest.partition("@")[2] for digest in (before or {}).get("RepoDigests") or []]
+    if now is not None and now in digests:
+        return []
+    old = digests[0] if digests else f"image {short_id(before['Id'])}" if before else None
+    return [Change(what=what, field="digest", before=old, after=now or "what its registry has then")]
+
+
+async def plan_pull(docker: Docker, image_name: ImageName, tag: ImageTag = "latest") -> Plan:
+    """What `pull_docker_image` would do."""
+    reference = image_name if "@" in image_name else f"{image_name}:{tag}"
+    before, (now, unknown) = await asyncio.gather(image_or_none(docker, reference), newest(docker, reference))
+    changes = image_change(f"image {reference}", before, now)
+    why = "No tool here removes images."
+    if before is not None:
+        why = f"The image of now stays on the engine as {short_id(before['Id'])}, without its name."
+    return Plan(
+        changes=changes,
+        preconditions={"image": before["Id"] if before else None, "in the registry": now},
+        no_inverse=why if changes else "Nothing would change.",
+        notes=[unknown] if unknown else None,
+    )
+
+
 @operation(
     scope="docker:admin",
     capability="docker:admin",
@@ -105,6 +153,7 @@ class PulledImage(Result):
     timeout=600,
     roles={"image": "image_name"},
     open_world=True,
+    plan=plan_pull,
 )
 async def pull_docker_image(docker: Docker, image_name: ImageName, tag: ImageTag = "latest") -> PulledImage:
     """Pull an image from its registry onto the engine. Containers keep the image they have until they are updated."""

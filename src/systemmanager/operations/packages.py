@@ -5,11 +5,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from systemmanager.errors import PrivilegeRequired
 from systemmanager.operation import Risk, operation
 from systemmanager.operations import package_parsers as parse
 from systemmanager.operations.package_parsers import PackageChange
 from systemmanager.operations.package_tools import PackageTool, package_tool
 from systemmanager.params import PackageName
+from systemmanager.plan import Change
+from systemmanager.plan import Plan as Rehearsed
 from systemmanager.ports import Page, Shell
 
 SIMULATED = "Nothing was changed: auto_approve=true does it."
@@ -20,6 +23,8 @@ def _installs(name: str) -> str:
         raise ValueError("must not end with '-' or '+': apt would read that as an order to remove or to install")
     return name
 
+
+ONLY_SHOWN = Rehearsed(changes=[], preconditions={}, no_inverse="Nothing would change.", notes=[SIMULATED])
 
 InstallName = Annotated[PackageName, AfterValidator(_installs)]
 AutoApprove = Annotated[bool, Field(description="true: do it; false: only show what would change.")]
@@ -60,8 +65,54 @@ async def check_system_updates(shell: Shell) -> Updates:
     )
 
 
+async def plan_updates(shell: Shell, auto_approve: bool = True) -> Rehearsed:
+    """What `update_system_packages` and `update_packages` would do."""
+    return await _rehearsed(shell, None) if auto_approve else ONLY_SHOWN
+
+
+async def plan_install(shell: Shell, package_name: str, auto_approve: bool = False) -> Rehearsed:
+    """What `install_package` would do."""
+    return await _rehearsed(shell, package_name) if auto_approve else ONLY_SHOWN
+
+
+async def _rehearsed(shell: Shell, package: str | None) -> Rehearsed:
+    """The package manager's own simulation, as a plan."""
+    tool, notes = await package_tool(shell), list[str]()
+    try:
+        plan = await tool.plan(package)
+    except PrivilegeRequired as error:
+        if package is not None:
+            raise
+        plan, notes = await tool.updates(), [f"{error.message}: these are the updates that the target knows of."]
+    packages = parse.security_first(plan.changes)
+    if packages:
+        notes.append("The package sources are asked again first: what is newer there by then comes, too.")
+    if plan.held_back:
+        notes.append(f"Held back: {', '.join(plan.held_back)}")
+    return Rehearsed(
+        changes=[
+            Change(
+                what=f"package {one.name}",
+                field="security update" if one.security else None,
+                before=one.old,
+                after=one.new,
+            )
+            for one in packages
+        ],
+        preconditions={f"package {one.name}": f"{one.old or 'none'} -> {one.new or 'none'}" for one in packages},
+        no_inverse="No tool here removes packages or installs older ones." if packages else "Nothing would change.",
+        notes=notes or None,
+    )
+
+
 @operation(
-    scope="system:admin", capability="system:admin", risk=Risk.CRITICAL, privileged=True, timeout=1800, open_world=True
+    scope="system:admin",
+    capability="system:admin",
+    risk=Risk.CRITICAL,
+    privileged=True,
+    timeout=1800,
+    open_world=True,
+    plan=plan_updates,
 )
 async def update_system_packages(shell: Shell, auto_approve: AutoApprove = False) -> PackageWork:
     """Update all packages of a machine."""
@@ -77,6 +128,7 @@ async def update_system_packages(shell: Shell, auto_approve: AutoApprove = False
     timeout=1800,
     selection="required",
     open_world=True,
+    plan=plan_updates,
 )
 async def update_packages(shell: Shell) -> PackageWork:
     """Update all packages on several machines at once."""
@@ -84,7 +136,13 @@ async def update_packages(shell: Shell) -> PackageWork:
 
 
 @operation(
-    scope="system:admin", capability="system:admin", risk=Risk.CRITICAL, privileged=True, timeout=1800, open_world=True
+    scope="system:admin",
+    capability="system:admin",
+    risk=Risk.CRITICAL,
+    privileged=True,
+    timeout=1800,
+    open_world=True,
+    plan=plan_install,
 )
 async def install_package(shell: Shell, package_name: InstallName, auto_approve: AutoApprove = False) -> PackageWork:
     """Install one package, or bring it to its newest version."""

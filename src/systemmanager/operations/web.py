@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 
 from systemmanager.operation import Risk, demand, operation
 from systemmanager.params import Hostname, Plain
+from systemmanager.plan import Change, Plan
 from systemmanager.ports import ForeignText, FreeText, HttpAnswer, Network, Result
 
 PREVIEW = 2048
@@ -69,6 +70,15 @@ LOOK = demand("network:diag", "network:read", Risk.HIGH, approval=True)
 """What asking for a page demands. A POST may change something at the other end."""
 
 
+async def plan_request(network: Network, url: WebUrl, method: str = "GET", timeout: float = 10) -> Plan:
+    """What `http_request_test` would send; nobody is asked."""
+    return Plan(
+        changes=[Change(what=f"{method} {url}", after="is sent once from the target, without a body")],
+        preconditions={},
+        no_inverse="What a server does on a request can't be taken back.",
+    )
+
+
 @operation(
     scope="network:diag",
     capability="network:read",
@@ -79,6 +89,7 @@ LOOK = demand("network:diag", "network:read", Risk.HIGH, approval=True)
     by="method",
     cases=dict.fromkeys(("GET", "HEAD", "OPTIONS"), LOOK),
     roles={"url": "url"},
+    plan=plan_request,
     idempotent=False,
     open_world=True,
 )

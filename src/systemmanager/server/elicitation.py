@@ -16,6 +16,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from systemmanager.approvals.store import Asked
+from systemmanager.plans.showing import lines_of_all
 
 WITHIN = 300.0
 """Seconds in which the person must have answered."""
@@ -98,4 +99,5 @@ def question(asked: Asked) -> str:
         f"targets: {', '.join(call['targets'])}",
         *(f"{name}: {json.dumps(value)}" for name, value in call["arguments"].items()),
     ]
+    lines += lines_of_all(call["plan"]) if call.get("plan") else ()
     return "\n".join(line.encode("ascii", "backslashreplace").decode() for line in lines)
