@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
 from systemmanager.gateway import Gateway
 from systemmanager.policyfile import BUILTIN
+from systemmanager.stacks import StackRules
 from systemmanager.target import Target
 from tests.serving import OTHER_SECRET, SECRET
 from tests.support import real_gateway, target
@@ -156,7 +158,7 @@ class Arena:
     @asynccontextmanager
     async def gateway(self, **fields: Any) -> AsyncIterator[Gateway]:
         """The real gateway over the real executors."""
-        fields.setdefault("policy", BUILTIN)
+        fields.setdefault("policy", replace(BUILTIN, stacks=StackRules(hosts=("git.example",))))
         async with self.sinks.open(self.socket):
             async with real_gateway(self.state, *self.fleet(), secrets=frozenset({SECRET}), **fields) as gateway:
                 gateway.desk = Desk(ApprovalStore(self.state / "approvals.sqlite"), gateway.journal)

@@ -28,6 +28,7 @@ GROUPS = {
     "rights": "scope and capability bypass",
     "shell": "shell",
     "options": "argument injection",
+    "stacks": "git and Compose",
     "paths": "paths",
     "egress": "SSRF",
     "formats": "YAML and JSON",

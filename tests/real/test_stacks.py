@@ -64,7 +64,7 @@ def test_a_deployment_that_does_not_become_healthy_leaves_the_old_stack_serving(
     stacks.repositories.commit("app", healthy("echo no database at db:5432; exec sleep 600", "/nowhere"))
     error = stacks.error("update_stack", stack_name=name)
     assert error["code"] == "rolled_back" and "web" in error["message"] and first[:12] in error["hint"], error
-    assert "no database at db:5432" in error["details"]["logs"] and "unhealthy" in error["details"]["cause"], error
+    assert "no database at db:5432" in error["details"]["logs"] and "unhealthy" in error["details"]["problem"], error
     after = stacks.containers(name)
     assert after["web"]["Config"]["Labels"]["systemmanager.stack.commit"] == first
     assert after["web"]["State"]["Running"] and "kept" in after["web"]["Config"]["Cmd"][-1]
@@ -81,7 +81,15 @@ def test_a_first_deployment_that_fails_is_removed_and_says_why(stacks: Stacks) -
     stacks.repositories.commit("app", healthy("echo port 80 is taken; exit 3"))
     error = stacks.error("deploy_stack", stack_name=name, repo_url=stacks.repositories.url("app"))
     assert error["code"] == "rolled_back" and "volumes stay" in error["hint"], error
-    assert "exit status 3" in error["details"]["cause"] and "port 80 is taken" in error["details"]["logs"], error
+    assert "exit status 3" in error["details"]["problem"] and "port 80 is taken" in error["details"]["logs"], error
+
+
+def test_the_likely_cause_of_a_failed_deployment_is_told(stacks: Stacks) -> None:
+    name = stacks.name()
+    said = "listen tcp 0.0.0.0:80: bind: address already in use"
+    stacks.repositories.commit("app", healthy(f"echo 'Error: {said}' >&2; exit 1"))
+    error = stacks.error("deploy_stack", stack_name=name, repo_url=stacks.repositories.url("app"))
+    assert error["details"]["likely_cause"]["cause"] == "port_conflict", error
     assert not stacks.containers(name)
 
 

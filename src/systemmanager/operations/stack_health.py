@@ -3,10 +3,13 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import anyio
 from pydantic import Field
 
+from systemmanager.diagnosis.diagnose import Log, diagnose
+from systemmanager.diagnosis.facts import of_container
 from systemmanager.errors import EngineRefused, GatewayError, NotFound
 from systemmanager.operations.stack_changes import Member, members
 from systemmanager.ports import ForeignText, Json, Result
@@ -18,7 +21,7 @@ SETTLE = 5.0
 HEALTHY = 240.0
 """Seconds that a stack has to become healthy."""
 
-LAST_LINES = 30
+READ_LINES, LAST_LINES = 500, 30
 
 
 class ServiceState(Result):
@@ -91,11 +94,11 @@ async def prove(stacks: Stacks, stack: str, services: Sequence[str], before: Map
             except NotFound:
                 continue
             if problem := problem_of(found, before.get(member.id, 0)):
-                raise await failed(stacks, member, problem)
+                raise await failed(stacks, member, found, problem)
             if _is_well(found, waited):
                 waiting.discard(member.service)
             elif waited > HEALTHY:
-                raise await failed(stacks, member, "did not become healthy in time")
+                raise await failed(stacks, member, found, "did not become healthy in time")
         if not waiting and waited >= SETTLE:
             return
         if waited > HEALTHY:
@@ -103,21 +106,26 @@ async def prove(stacks: Stacks, stack: str, services: Sequence[str], before: Map
         await anyio.sleep(0.25)
 
 
-async def failed(stacks: Stacks, member: Member, problem: str) -> EngineRefused:
-    """The failure of one service, with what it said last."""
-    details = {"service": member.service, "container": member.name, "cause": problem}
+async def failed(stacks: Stacks, member: Member, found: Json, problem: str) -> EngineRefused:
+    """The failure of one service, with what it said last and the likeliest cause of it."""
+    details: dict[str, Any] = {"service": member.service, "container": member.name, "problem": problem}
     with suppress(GatewayError):  # its log goes where the engine can't read it, or it is gone
-        details["logs"] = (await stacks.logs(member.id, LAST_LINES)).text[-4000:]
+        tail = await stacks.logs(member.id, READ_LINES, stamped=True)
+        log = Log.of(member.name, tail.text, time.time(), of_container(found), stamped=True)
+        diagnosis = await anyio.to_thread.run_sync(diagnose, log)
+        if diagnosis.cause is not None:
+            cause = diagnosis.cause
+            said = {"cause": cause.cause.code, "why": cause.cause.sentence, "confidence": round(cause.confidence, 2)}
+            details["likely_cause"] = {**said, **({"what": cause.what} if cause.what else {})}
+        details["logs"] = "\n".join(line.message for line in log.lines[-LAST_LINES:])[-4000:]
     return EngineRefused(f"service {member.service!r} {problem.partition(':')[0]}", details=details)
 
 
 async def culprit(stacks: Stacks, stack: str) -> EngineRefused | None:
     """The first service with a problem, after Compose itself has given up."""
     for member in members(await stacks.containers(), stack):
-        try:
-            problem = problem_of(await stacks.inspect(member.id))
-        except NotFound:
-            continue
-        if problem:
-            return await failed(stacks, member, problem)
+        with suppress(NotFound):
+            found = await stacks.inspect(member.id)
+            if problem := problem_of(found):
+                return await failed(stacks, member, found, problem)
     return None
