@@ -13,6 +13,7 @@ import pytest
 from docker.errors import APIError
 
 from systemmanager.executors import compose
+from systemmanager.plans.store import PlanStore
 from systemmanager.stacks import Exemption, StackRules
 from systemmanager.target import Target
 from tests.conftest import need
@@ -60,8 +61,9 @@ class Stacks:
 
     def reply(self, tool: str, **arguments: Any) -> dict[str, Any]:
         policy = replace(UNTAINTED, stacks=self.rules)
-        named = {**arguments, "target": self.target.id}
-        found: dict[str, Any] = call(self.state, tool, named, self.target, policy=policy)
+        named = arguments if tool == "apply_plan" else {**arguments, "target": self.target.id}
+        plans = PlanStore(self.state / "plans.sqlite")
+        found: dict[str, Any] = call(self.state, tool, named, self.target, policy=policy, plans=plans)
         return found
 
     def data(self, tool: str, **arguments: Any) -> dict[str, Any]:

@@ -119,16 +119,24 @@ class EngineStacks(EngineDocker):
             os.close(descriptor)
 
     async def build(self, judged: Judged) -> None:
+        self._check_may_change()
         with self._cleaned():
             await self._compose(judged.source.stack).build(judged)
 
     async def up(self, judged: Judged) -> None:
+        self._check_may_change()
         with self._cleaned():
             await self._compose(judged.source.stack).up(judged)
 
     async def down(self, stack: str, volumes: bool) -> None:
+        self._check_may_change()
         with self._cleaned():
             await self._compose(stack).down(volumes)
+
+    def _check_may_change(self) -> None:
+        """A rehearsal only looks, whatever it is that asks."""
+        if self._looks:
+            raise RuntimeError("a rehearsal changes nothing")
 
     def _compose(self, stack: str, folder: Path | None = None) -> Compose:
         place = self._places.get(stack)
@@ -153,10 +161,12 @@ class EngineStacks(EngineDocker):
         return found
 
     async def keep(self, judged: Judged, given: Mapping[str, str]) -> None:
+        self._check_may_change()
         kept = Kept(judged.source, judged.commit, dict(judged.config), dict(given), dict(judged.environment))
         await asyncio.to_thread(self._records.put, self._target, kept)
 
     async def forget(self, stack: str) -> None:
+        self._check_may_change()
         await asyncio.to_thread(self._records.drop, self._target, stack)
         await asyncio.to_thread(shutil.rmtree, self._folder / stack, ignore_errors=True)
 
