@@ -152,6 +152,7 @@ HARMLESS = [
     "INFO 0 errors, 0 warnings",
     "error_log /var/log/nginx/error.log configured",
     "retrying disabled",
+    "will retry when connection refused",
     "INFO retry on connection refused: enabled",
     "INFO will retry when connection refused",
     "no errors found, errors=0 failed: 0",

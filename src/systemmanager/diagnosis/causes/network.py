@@ -131,6 +131,7 @@ CAUSES = (
             sign(
                 0.94,
                 r"self[- ]signed certificate",
+                r"unknown certificate authority",
                 r"certificate signed by unknown authority",
                 r"unable to get (?:local )?issuer certificate",
             ),

@@ -181,7 +181,14 @@ CAUSES = (
                 0.88,
                 r"(?:could not|unable to|failed to|can't|cannot) (?:acquire|obtain|get|lock|take)\b.{0,60}\block\b",
             ),
-            sign(0.88, r"database is locked", r"resource is locked", r"unable to lock", r"Could not get lock"),
+            sign(
+                0.88,
+                r"database is locked",
+                r"lock ?file already in use",
+                r"resource is locked",
+                r"unable to lock",
+                r"Could not get lock",
+            ),
         ),
     ),
 )

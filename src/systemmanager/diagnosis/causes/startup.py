@@ -228,6 +228,7 @@ CAUSES = (
                 0.82,
                 r"no such file or directory",
                 r"\bENOENT\b",
+                r"unable to access jarfile",
                 r"FileNotFound(?:Error|Exception)",
                 r"NoSuchFileException",
             ),
