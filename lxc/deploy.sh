@@ -7,13 +7,14 @@
 #   deploy.sh rollback --containers 101,102
 #   deploy.sh status   --containers 101,102
 #
-# --dry-run prints each step and does none. Every command may be repeated: what is done already is left alone.
+# --dry-run prints each step and does none. Every command may be repeated: what is done already is left alone, also where
+# it was cut in the middle. Only rollback goes one generation further back each time.
 # DIR holds one file per secret, named as the gateway knows it (SYSTEMMANAGER_SHARED_SECRET, tailscale-auth-key ...).
 # STORE_PATH is a system that `nix copy` has brought to every container: nixosConfigurations.<name>'s toplevel.
 set -euo pipefail
 
 fail() { printf 'deploy.sh: %s\n' "$*" >&2; exit 1; }
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 
 [[ $# -gt 0 ]] || usage
 action=$1
@@ -50,6 +51,7 @@ step() { # print a command, then do it
 }
 
 exists() { pct config "$1" >/dev/null 2>&1; }
+configured() { pct config "$1" 2>/dev/null | grep -qx "hostname: gateway-$1"; }
 running() { [[ $(pct status "$1" 2>/dev/null) == 'status: running' ]]; }
 inside() { local id=$1; shift; step pct exec "$id" -- "$@"; }
 
@@ -68,6 +70,8 @@ create() {
     echo "# $1 exists already"
   else
     step pct restore "$1" "$template" --storage "$storage" --unprivileged 1 --unique 1
+  fi
+  if ! configured "$1"; then
     step pct set "$1" --net0 "name=eth0,bridge=$bridge,firewall=1,ip=dhcp,type=veth" --hostname "gateway-$1" --onboot 1
   fi
   start "$1"

@@ -93,6 +93,11 @@ def main(command: str, *words: str) -> None:
     match command:
         case "restore":
             restore(container, places, options)
+        case "config":
+            kept = container / "config"
+            print(kept.read_text() if kept.exists() else "hostname: gateway")
+        case "set":
+            (container / "config").write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
         case "start":
             (container / "status").write_text("running")
         case "status":

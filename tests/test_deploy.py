@@ -83,6 +83,15 @@ def test_what_is_done_already_is_left_alone(host: Host) -> None:
     assert host.done() == before and "101 exists already" in said and "102 runs already" in said
 
 
+def test_a_creation_that_was_cut_in_the_middle_is_finished(host: Host) -> None:
+    create(host)
+    before = len(host.done())
+    (host.folder / "state/102/config").unlink()
+    (host.folder / "state/102/status").write_text("stopped")
+    create(host)
+    assert [line[:2] for line in host.done()[before:]] == [["set", "102"], ["start", "102"]]
+
+
 def test_a_dry_run_prints_each_step_and_does_none(host: Host) -> None:
     said = create(host, "--secrets", host.secrets, "--dry-run")
     assert said.count("'pct' 'restore'") == 2 and said.count("'pct' 'push'") == 4 and host.done() == []

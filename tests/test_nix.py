@@ -36,7 +36,7 @@ def evaluated(*words: str) -> str:
 
 def test_no_derivation_of_a_machine_holds_what_its_secret_files_hold() -> None:
     machine = evaluated("eval", "--raw", "path:/project#checks.x86_64-linux.module.canary.drvPath")
-    derivations = evaluated("nix", "nix", "derivation", "show", "--recursive", machine.strip())
+    derivations = evaluated("nix", "derivation", "show", "--recursive", machine.strip())
     secret = (PROJECT / "nix/checks/canary-file").read_text().split()[0]
     assert (
         derivations.count('"system"') > 500 and "LoadCredential=SSH_KEY:/project/nix/checks/canary-file" in derivations

@@ -1,10 +1,10 @@
-# A whole machine: boot, secrets, answers, reload, confinement, firewall. It needs a machine with KVM and a cache.
+# A whole machine: boot, secrets, answers, reload, confinement, firewall, upgrade, roll-back. It needs a machine with KVM and a cache.
 { self, pkgs }:
 pkgs.testers.runNixOSTest {
   name = "systemmanager";
   nodes = {
     gateway =
-      { ... }:
+      { lib, pkgs, ... }:
       {
         imports = [ self.nixosModules.default ];
         services.systemmanager = {
@@ -15,6 +15,10 @@ pkgs.testers.runNixOSTest {
           };
           secrets.SYSTEMMANAGER_SHARED_SECRET = { };
         };
+        specialisation.newer.configuration.services.systemmanager.package =
+          lib.mkForce (self.packages.${pkgs.stdenv.hostPlatform.system}.default.overrideAttrs {
+            postPatch = "sed -i 's/^__version__ = .*/__version__ = \"99.1\"/' src/systemmanager/__init__.py";
+          });
         specialisation.more.configuration.services.systemmanager.targets.local.capabilities = [ "network:read" ];
         systemd.tmpfiles.rules = [ "d /etc/credstore 0700 root root -" ];
       };
@@ -49,7 +53,29 @@ pkgs.testers.runNixOSTest {
         gateway.succeed("/run/current-system/specialisation/more/bin/switch-to-configuration test")
         gateway.succeed("grep network:read /etc/systemmanager/targets.yaml")
         assert gateway.succeed("systemctl show -P MainPID systemmanager-mcp") == before
-        gateway.succeed("/nix/var/nix/profiles/system/bin/switch-to-configuration test || true")
+        gateway.succeed("/run/booted-system/bin/switch-to-configuration test")
+        gateway.fail("grep network:read /etc/systemmanager/targets.yaml")
+        assert gateway.succeed("systemctl show -P MainPID systemmanager-mcp") == before
+
+    with subtest("the process is confined as the unit says"):
+        status = gateway.succeed(f"cat /proc/{before.strip()}/status")
+        for line in ("NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"):
+            assert line in status, status
+        said = gateway.succeed("systemd-analyze security --no-pager systemmanager-mcp | tail -n 1")
+        assert float(said.split(": ")[1].split()[0]) <= 1.1, said
+
+    def version_and_audit(version):
         gateway.wait_for_unit("systemmanager-mcp.service")
+        shown = gateway.succeed("systemctl show -P ExecStart systemmanager-mcp")
+        program = next(word for word in shown.split() if word.endswith("/bin/systemmanager"))
+        gateway.succeed(f"{program.removeprefix('path=')} --version | grep -F '{version}'")
+        state = "env SYSTEMMANAGER_STATE_DIR=/var/lib/systemmanager"
+        gateway.succeed(f"runuser -u systemmanager -- {state} systemmanager audit verify | grep '^whole'")
+
+    with subtest("state survives an upgrade and the way back"):
+        gateway.succeed("/run/booted-system/specialisation/newer/bin/switch-to-configuration test")
+        version_and_audit("99.1")
+        gateway.succeed("/run/booted-system/bin/switch-to-configuration test")
+        version_and_audit("")
   '';
 }
