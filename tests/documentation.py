@@ -20,7 +20,7 @@ from systemmanager.terminal import summary
 README = Path(__file__).parent.parent / "README.md"
 OPTIONS = README.parent / "nix" / "options.json"
 EVALUATED = "path:/project#checks.x86_64-linux.module.options"
-SHARED = ("target", "targets", "format", "dry_run", "approval_id", "approval_wait")
+SHARED = ("target", "targets", "format", "dry_run", "strategy", "approval_id", "approval_wait")
 
 
 def tools() -> str:

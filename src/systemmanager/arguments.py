@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, create_model
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, WithJsonSchema, create_model
 from pydantic_core import ErrorDetails
 
 from systemmanager.errors import InvalidArguments, nearest
 from systemmanager.operation import Operation, Risk
 from systemmanager.params import Format
+from systemmanager.waves import Strategy
 
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 ApprovalId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -25,6 +26,12 @@ _REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
 _DRY_RUN = (bool, Field(default=False, description="Only plan it; plan_id is for apply_plan."))
 _WAIT = (float, Field(default=0, ge=0, le=300, description="Seconds to wait for it."))
+_STRATEGY = (
+    Annotated[Strategy, WithJsonSchema({"type": "object"})] | None,
+    Field(
+        default=None, description='Waves: {"batch": "1,10%,50%,100%", "max_failures": 0, "pause": 0, "health": true}'
+    ),
+)
 _APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
 
 MOST_PROBLEMS = 10
@@ -39,11 +46,12 @@ class Shared:
     dry_run: bool
     approval_id: str | None = None
     approval_wait: float = 0
+    strategy: Strategy | None = None
 
     @property
     def planned(self) -> dict[str, Any]:
         """What of them a plan holds, beside its targets."""
-        return {}
+        return {} if self.strategy is None else {"strategy": self.strategy.model_dump()}
 
 
 @cache
@@ -56,6 +64,8 @@ def call_model(operation: Operation) -> type[BaseModel]:
         shared |= {"targets": _REQUIRED}
     if operation.mutates or operation.access.approval:
         shared |= {"dry_run": _DRY_RUN}
+    if operation.mutates and operation.selection != "none":
+        shared |= {"strategy": _STRATEGY}
     if operation.mutates or any(_may_ask(form) for form in operation.every_form):
         shared |= {"approval_id": _APPROVAL, "approval_wait": _WAIT}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
@@ -87,7 +97,9 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
         raise InvalidArguments(f"{operation.name}: targets is empty", hint="Leave it out, or name at least one.")
     named = targets if isinstance(targets, list) else [targets if targets is not None else target]
     chosen = None if named == [None] else tuple(str(one) for one in named)
-    rest = {name: getattr(values, name) for name in ("approval_id", "approval_wait") if hasattr(values, name)}
+    rest = {
+        name: getattr(values, name) for name in ("approval_id", "approval_wait", "strategy") if hasattr(values, name)
+    }
     return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False), **rest)
 
 

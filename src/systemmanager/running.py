@@ -62,7 +62,7 @@ class Runner:
         pairs = list(zip(requests, decisions, strict=True))
         if len(pairs) == 1:
             return [await self._on_target(call, *pairs[0])]
-        told.total = len(pairs)
+        told.total = max(told.total, len(pairs))
 
         async def one(request: Request, decision: Decision) -> TargetReply:
             result = await self._on_target(call, request, decision)

@@ -18,13 +18,14 @@ _ENVELOPE = 512
 
 @dataclass(slots=True)
 class TargetReply:
-    """One target's part: `data` or `error`, both plain JSON values."""
+    """One target's part: `data` or `error`, both plain JSON values. `wave` is the one that it was in."""
 
     target: str
     data: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     elapsed_ms: int = 0
     untrusted: bool = False
+    wave: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         result: dict[str, Any] = {"target": self.target, "ok": self.error is None}
@@ -35,6 +36,8 @@ class TargetReply:
         if self.untrusted:
             result["untrusted"] = True
         result["elapsed_ms"] = self.elapsed_ms
+        if self.wave is not None:
+            result["wave"] = self.wave
         return result
 
 
@@ -72,6 +75,8 @@ class Reply:
         summary: dict[str, Any] = {
             "targets": len(everything), "succeeded": len(everything) - failures, "failed": failures,
         }  # fmt: skip
+        if waves := _waves(everything):
+            summary["waves"] = waves
         if self.omitted:
             summary |= {"omitted": len(self.omitted), "note": "too many targets for one answer; ask for fewer"}
         return summary
@@ -86,7 +91,7 @@ class Reply:
             body["error"] = self.error
         else:
             body["results"] = [_brief(result) for result in self.results]
-            if self.omitted or (len(self.results) > 1 and not self.ok):
+            if self.omitted or (len(self.results) > 1 and (not self.ok or self.results[0].wave)):
                 body["summary"] = self._summary()
         compact = compact_json(body)
         if format != "toon":
@@ -95,6 +100,17 @@ class Reply:
         if toon is not None and len(toon) <= len(compact):
             return toon
         return compact_json({"format": "json, which is shorter here than TOON", **body})
+
+
+def _waves(results: Sequence[TargetReply]) -> list[dict[str, int]]:
+    """How each wave went."""
+    found: dict[int, dict[str, int]] = {}
+    for one in results:
+        if one.wave is not None:
+            wave = found.setdefault(one.wave, {"wave": one.wave, "targets": 0, "failed": 0})
+            wave["targets"] += 1
+            wave["failed"] += one.error is not None or "unhealthy" in (one.data or {})
+    return list(found.values())
 
 
 def _brief(result: TargetReply) -> dict[str, Any]:

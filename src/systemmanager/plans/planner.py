@@ -33,6 +33,7 @@ MOST_DIFF = 8000
 """Characters of a diff that they are shown."""
 
 APPLY = "apply_plan"
+MOVED = "what was planned is not so any more, nothing ran"
 ANEW = "Look at a new plan: the same call with dry_run=true"
 GONE = "there is no such plan: it was carried out, is older than 30 minutes, or is not yours"
 
@@ -138,6 +139,17 @@ class Planner:
         now = await self.plan(call, requests)
         return None if (now is None and since is None) else await self.differs(call, now, since)
 
+    async def moved_on(self, call: Call, requests: Sequence[Request]) -> dict[str, Verdict]:
+        """What has moved on some targets since the plan that a call carries out, by target."""
+        now = await self.plan(call, requests)
+        then = (call.applies.basis if call.applies else {}).get("targets") or {}
+        here = now.basis["targets"] if now else {}
+        return {
+            id: Verdict("plan", Answer.DENY, MOVED, PreconditionFailed.code, ANEW)
+            for id in (request.target.id for request in requests)
+            if id not in here or then.get(id) != here[id]
+        }
+
     async def differs(self, call: Call, now: Planned | None, since: str | None) -> Verdict | None:
         """The same, for a plan that was made just now."""
         if now is not None and now.id == since:
@@ -148,7 +160,7 @@ class Planner:
         moved = list(_differences(before or {}, now.basis if now else {}, now.replies if now else {}))
         said = "; ".join(f"{one['target']}: {one['name']} was {one['was']}, is {one['is']}" for one in moved[:5])
         details = {"moved": moved[:MOST_MOVED]} if moved else None
-        reason = f"what was planned is not so any more, nothing ran: {said or 'another plan comes out now'}"
+        reason = f"{MOVED}: {said or 'another plan comes out now'}"
         return Verdict("plan", Answer.DENY, reason[:600], PreconditionFailed.code, ANEW, details=details)
 
 

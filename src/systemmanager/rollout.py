@@ -1,0 +1,62 @@
+"""One call on many targets in waves, with what the gateway has: its audit log, its plans, its health check."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from systemmanager.journal import Call
+from systemmanager.policy.verdicts import against
+from systemmanager.request import Decision, Request
+from systemmanager.shaping import TargetReply
+from systemmanager.telling import Told
+from systemmanager.waves import NOT_ASKED, Strategy, Surroundings, in_waves
+
+if TYPE_CHECKING:
+    from systemmanager.gateway import Gateway
+
+
+async def rolled_out(
+    gateway: "Gateway", call: Call, strategy: Strategy, pairs: Sequence[tuple[Request, Decision]], told: Told
+) -> list[TargetReply]:
+    """The answers of a call in waves, in the order of its targets.
+
+    All is decided before the first wave. What was refused then is in no wave and no failure: nothing is done there.
+    """
+    by_id = {request.target.id: (request, decision) for request, decision in pairs}
+    may = [id for id, (_, decision) in by_id.items() if decision.permit is not None]
+    refused = [pair for pair in pairs if pair[1].permit is None]
+    found = await gateway.runner.results(call, *_apart(refused), told) if refused else []
+    told.total = max(told.total, len(may))
+
+    async def run(number: int, ids: Sequence[str]) -> list[TargetReply]:
+        chosen = [by_id[id] for id in ids]
+        if number > 1 and call.applies is not None:
+            moved = await gateway.planner.moved_on(call, [request for request, _ in chosen])
+            chosen = [
+                (one, against(decision, moved[one.target.id]) if one.target.id in moved else decision)
+                for one, decision in chosen
+            ]
+        return await gateway.runner.results(call, *_apart(chosen), told)
+
+    async def well(ids: Sequence[str]) -> dict[str, str]:
+        reply = await gateway.call(call.principal, "health_check", {"targets": list(ids)})
+        if reply.error is not None:
+            return dict.fromkeys(ids, str(reply.error["code"]))
+        codes = {one.target: str(one.error["code"]) for one in reply.results if one.error is not None}
+        return {id: code for id, code in codes.items() if code not in NOT_ASKED}
+
+    async def begins(number: int, count: int, ids: Sequence[str]) -> str | None:
+        await told.say(told.done, f"wave {number} of {count}: {len(ids)} targets")
+        details = {"call_id": call.id, "tool": call.operation.name, "wave": number, "of": count, "targets": list(ids)}
+        await gateway.journal.event("wave", details, call.principal.subject)
+        return gateway.degraded.get("audit")
+
+    found += await in_waves(strategy, may, Surroundings(run, well, begins))
+    for reply in found:
+        if reply.error is not None and reply.error["code"] == "not_started":
+            await gateway.journal.outcome(call, by_id[reply.target][0], reply)
+    replies = {reply.target: reply for reply in found}
+    return [replies[id] for id in by_id]
+
+
+def _apart(pairs: Sequence[tuple[Request, Decision]]) -> tuple[list[Request], list[Decision]]:
+    return [request for request, _ in pairs], [decision for _, decision in pairs]
