@@ -141,6 +141,40 @@ def test_what_a_policy_says_of_stacks(tmp_path: Path) -> None:
             policyfile.load(file)
 
 
+OF_OTHER_VERSIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "provider": ({"provider": {"type": "evil"}}, "provider"),
+    "use_api_socket": ({"use_api_socket": True}, "docker_socket"),
+    "post_start": ({"post_start": [{"command": ["id"]}]}, "hooks"),
+    "pre_stop": ({"pre_stop": [{"command": ["id"]}]}, "hooks"),
+    "gpus": ({"gpus": "all"}, "gpus"),
+    "env_file": ({"env_file": ["/etc/shadow"]}, "env_file"),
+    "label_file": ({"label_file": ["/etc/shadow"]}, "label_file"),
+    "extends": ({"extends": {"file": "/x"}}, "extends"),
+    "a field of tomorrow": ({"host_access": True}, "unknown_field"),
+    "a mount of tomorrow": ({"volumes": [{"type": "device", "source": "/dev/sda", "target": "/x"}]}, "volume_type"),
+    "a bind option of tomorrow": (
+        {"volumes": [{"type": "bind", "source": "/srv/a", "target": "/x", "bind": {"recursive": "writable"}}]},
+        "unknown_field",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHER_VERSIONS)
+def test_what_other_versions_of_compose_know_is_refused_too(name: str) -> None:
+    """The tests' own Compose refuses these by its schema; the gateway may have a newer one."""
+    fields, code = OF_OTHER_VERSIONS[name]
+    judge = Judge(target("a", "docker"), StackRules(roots=("/srv",)))
+    config = {"name": "web", "services": {"web": {"image": "a", **fields}}}
+    with pytest.raises(Denied) as refused:
+        judge.resolved(SOURCE, "b" * 40, config, checkout="/c", environment={})
+    assert refused.value.details and refused.value.details["findings"][0]["exemption"].partition(":")[0] == code
+
+
+def test_a_part_of_tomorrow_beside_the_services_is_refused() -> None:
+    with pytest.raises(Denied, match="does not judge"):
+        judged({"web": A}, models={"m": {"model": "evil/model"}})
+
+
 def test_without_a_policy_no_repository_is_fetched() -> None:
     with pytest.raises(Denied, match="not among the hosts"):
         Judge(target("a", "docker"), policyfile.BUILTIN.stacks).repository("https://github.com/a/b")
