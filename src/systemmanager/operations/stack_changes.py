@@ -16,13 +16,13 @@ PROJECT, SERVICE = "com.docker.compose.project", "com.docker.compose.service"
 
 class ChangedService(Result):
     service: str
-    fields: list[str] = Field(description="What differs; values are not told.")
+    fields: list[str]
 
 
 class ServiceImage(Result):
     service: str
     image: str
-    digest: str | None = Field(default=None, description="As the engine has it now; none: it is pulled or built.")
+    digest: str | None = None
 
 
 class StackDifference(Result):
@@ -36,10 +36,10 @@ class StackDifference(Result):
     services_removed: list[str] = Field(default_factory=list)
     images: list[ServiceImage] = Field(default_factory=list)
     volumes_added: list[str] = Field(default_factory=list)
-    volumes_left: list[str] = Field(default_factory=list, description="No longer used; they stay.")
+    volumes_left: list[str] = Field(default_factory=list)
     networks_added: list[str] = Field(default_factory=list)
     networks_removed: list[str] = Field(default_factory=list)
-    exempted: list[str] = Field(default_factory=list, description="What only policy.yaml's exceptions allow.")
+    exempted: list[str] = Field(default_factory=list)
 
     @property
     def nothing(self) -> bool:

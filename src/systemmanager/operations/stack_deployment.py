@@ -28,7 +28,6 @@ from systemmanager.stacks import Judged, Stacks
 class StackDeployment(Result):
     changed: bool
     difference: StackDifference
-    services: list[ServiceState]
 
 
 async def own_containers(stacks: Stacks, stack: str) -> list[Member]:
@@ -86,7 +85,7 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
     states = await states_of(stacks, stack)
     if difference.nothing and own and not any(one.problem or one.state != "running" for one in states):
         await stacks.keep(wanted, given)
-        return StackDeployment(changed=False, difference=difference, services=states)
+        return StackDeployment(changed=False, difference=difference)
     back = await _way_back(stacks, stack, own, given)
     await _images(stacks, wanted)
     before = {one.id: (await stacks.inspect(one.id)).get("RestartCount", 0) for one in own}
@@ -98,7 +97,7 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
         except CommandFailed as error:
             raise (await stack_health.culprit(stacks, stack)) or error from error
         await stacks.keep(wanted, given)
-    return StackDeployment(changed=True, difference=difference, services=await states_of(stacks, stack))
+    return StackDeployment(changed=True, difference=difference)
 
 
 def _expected(wanted: Judged) -> list[str]:

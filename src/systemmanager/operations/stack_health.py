@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-from pydantic import Field
 
 from systemmanager.diagnosis.diagnose import Log, diagnose
 from systemmanager.diagnosis.facts import of_container
@@ -30,7 +29,7 @@ class ServiceState(Result):
     state: str
     health: str | None = None
     image: str
-    commit: str | None = Field(default=None, description="The last one that changed this service.")
+    commit: str | None = None
     restarts: int = 0
     problem: ForeignText | None = None
 

@@ -3,8 +3,6 @@
 A deployment fetches, resolves and judges first; `stack_deployment` does the rest.
 """
 
-from pydantic import Field
-
 from systemmanager.errors import (
     NotConfigured,
     NotFound,
@@ -48,7 +46,7 @@ class StackList(Page):
 
 class StackStatus(Result):
     stack: str
-    ok: bool = Field(description="Every service runs, is healthy or ended well.")
+    ok: bool
     commit: str | None
     repo: str
     branch: str
