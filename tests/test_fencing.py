@@ -193,7 +193,7 @@ def test_operations_that_read_what_others_wrote_are_untrusted() -> None:
     assert {name for name, operation in CATALOGUE.items() if operation.foreign} == {
         "query_audit", "get_top_processes", "get_active_connections", "dns_lookup", "check_ssl_certificate",
         "http_request_test", "manage_container", "update_docker_container", "file_operations", "get_service_status",
-        "manage_service", "audit_security", "get_stack_status", "deploy_stack", "update_stack",
+        "manage_service", "audit_security", "get_stack_status",
         "analyze_container_logs",
     }  # fmt: skip
 
