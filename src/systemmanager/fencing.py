@@ -41,12 +41,12 @@ def fence(value: Any, where: Places, nonce: str) -> Any:
     return value
 
 
-def fence_error(error: dict[str, Any]) -> bool:
+def fence_error(error: dict[str, Any], nonce: str | None = None) -> bool:
     """Fence what a target said in an error's details, in place; whether there was anything."""
     details = error.get("details") or {}
     free = {name: value for name, value in details.items() if name in FREE_DETAILS}
     if free:
-        error["details"] = {**details, **fence(free, True, new_nonce())}
+        error["details"] = {**details, **fence(free, True, nonce or new_nonce())}
     return bool(free)
 
 

@@ -20,6 +20,7 @@ from systemmanager.audit.reading import newest_format
 from systemmanager.audit.record import FORMAT, Phase, Record, timestamp
 from systemmanager.audit.signing import Signer, fault, new_key
 from systemmanager.errors import AuditUnavailable, ConfigError, Problem, TooManyCalls
+from systemmanager.fencing import new_nonce
 from systemmanager.operation import Operation, Risk
 from systemmanager.plans.store import Kept
 from systemmanager.policyfile import Policy
@@ -59,7 +60,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What belongs to one call while it runs; a reload does not change it. `applies` is the plan to be carried out."""
+    """What belongs to one call while it runs; a reload does not change it.
+
+    `applies` is the plan to be carried out, `nonce` that of the fences in its answer.
+    """
 
     entry: Entry
     operation: Operation
@@ -70,6 +74,7 @@ class Call:
     redactor: Redactor
     started: float
     applies: Kept | None = None
+    nonce: str = field(default_factory=new_nonce)
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from systemmanager.fencing import unfenced
+from systemmanager.grouping import Group, Grouped, grouped
 from systemmanager.plans.showing import lines_of
 from systemmanager.shaping import Reply
 from systemmanager.terminal import print_plan, table_of
@@ -21,16 +22,55 @@ def print_reply(console: Console, reply: Reply) -> None:
     if reply.error is not None:
         _print_error(console, "", reply.error)
         return
-    for place, result in enumerate(reply.results):
+    for result in reply.results:
         result.data, result.error = unfenced(result.data), unfenced(result.error)
+    if (found := grouped(reply.results)) is not None:
+        _print_groups(console, found)
+        return
+    for place, result in enumerate(reply.results):
         if len(reply.results) > 1:
             console.print("\n" * bool(place) + f"[bold]{escape(result.target)}[/bold]")
         if result.error is not None:
             _print_error(console, result.target, result.error)
-        elif result.data and result.data.get("dry_run") and "plan" in result.data:
-            _print_rehearsal(console, result.data)
         else:
-            _print_data(console, result.data or {})
+            _print_answer(console, result.data or {})
+
+
+def _print_groups(console: Console, found: Grouped) -> None:
+    """What most targets answer alike once, and under it what is otherwise on which; failures last."""
+    good = [group for group in found.groups if group.error is None]
+    if found.common and good:
+        console.print(f"[bold]most of {sum(len(group.targets) for group in good)} targets[/bold]")
+        _print_answer(console, found.common)
+    alike = [group for group in good if not group.data and not group.lacks]
+    rest = [group for group in good if group.data or group.lacks]
+    for group in alike:
+        _print_names(console, group, " are so")
+    rows = [{"target": ", ".join(group.targets), **group.data, **dict.fromkeys(group.lacks, "-")} for group in rest]
+    if all(not isinstance(value, dict | list) and "\n" not in str(value) for row in rows for value in row.values()):
+        if rows:
+            console.print("\n[bold]but[/bold]" if found.common else "")
+            _print_table(console, rows)
+    else:
+        for group in rest:
+            _print_names(console, group, ", but:" if found.common else "")
+            _print_answer(console, group.data | dict.fromkeys(group.lacks, "-"))
+    for group in found.groups:
+        if group.error is not None:
+            _print_names(console, group, "")
+            _print_error(console, "", group.error)
+
+
+def _print_names(console: Console, group: Group, rest: str) -> None:
+    count = f" [dim]({len(group.targets)} targets)[/dim]" if len(group.targets) > 3 else ""
+    console.print(f"\n[bold]{escape(', '.join(group.targets))}[/bold]{count}{rest}")
+
+
+def _print_answer(console: Console, data: Mapping[str, Any]) -> None:
+    if data.get("dry_run") and "plan" in data and "decision" in data:
+        _print_rehearsal(console, data)
+    elif data:
+        _print_data(console, data)
 
 
 def _print_rehearsal(console: Console, data: Mapping[str, Any]) -> None:

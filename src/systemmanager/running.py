@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from systemmanager.errors import DeadlineExceeded, Denied, GatewayError, InternalError
-from systemmanager.fencing import Places, fence, fence_error, new_nonce, places, present
+from systemmanager.fencing import Places, fence, fence_error, places, present
 from systemmanager.fleet import gateway_target
 from systemmanager.freezing import Freezer, Run
 from systemmanager.journal import Call, Journal, being_cancelled
@@ -115,7 +115,7 @@ class Runner:
             return answer
         except GatewayError as error:
             result.error = call.redactor.value(error.as_dict())
-            result.untrusted = fence_error(result.error)
+            result.untrusted = fence_error(result.error, call.nonce)
         except asyncio.CancelledError:
             result.error = {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}
             if being_cancelled():
@@ -134,7 +134,7 @@ class Runner:
         """Put an answer into a reply: redacted, fenced last of all, as a mask that runs to the end of a text must not
         take the fence with it."""
         data: dict[str, Any] = call.redactor.value(answer.model_dump(mode="json", exclude_none=True))
-        result.data = data if fences is None else fence(data, fences, new_nonce())
+        result.data = data if fences is None else fence(data, fences, call.nonce)
         result.untrusted = present(result.data, foreign)
 
     def _defect(self, call: Call, request: Request) -> dict[str, Any]:

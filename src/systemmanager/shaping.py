@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from systemmanager.fencing import LONGEST_END, end_of
+from systemmanager.grouping import NOTE, grouped
 
 MAX_REPLY_BYTES = 256 * 1024
 """Clients refuse events over 1 MiB, and the answer travels twice: as text and as structured content."""
@@ -90,7 +91,7 @@ class Reply:
         if self.error is not None:
             body["error"] = self.error
         else:
-            body["results"] = [_brief(result) for result in self.results]
+            body |= _results(self.results)
             if self.omitted or (len(self.results) > 1 and (not self.ok or self.results[0].wave)):
                 body["summary"] = self._summary()
         compact = compact_json(body)
@@ -100,6 +101,17 @@ class Reply:
         if toon is not None and len(toon) <= len(compact):
             return toon
         return compact_json({"format": "json, which is shorter here than TOON", **body})
+
+
+def _results(results: Sequence[TargetReply]) -> dict[str, Any]:
+    """The results as a model reads them: each by itself, or in groups where that is shorter."""
+    plain: dict[str, Any] = {"results": [_brief(result) for result in results]}
+    found = grouped(results)
+    if found is None:
+        return plain
+    together: dict[str, Any] = {"note": NOTE, "common": found.common} if found.common else {}
+    together["results"] = [group.as_dict() for group in found.groups]
+    return together if len(compact_json(together)) < len(compact_json(plain)) else plain
 
 
 def _waves(results: Sequence[TargetReply]) -> list[dict[str, int]]:
