@@ -264,6 +264,19 @@ def test_a_used_plan_leaves_no_arguments_behind(kept: PlanStore, tmp_path: Path)
     assert kept.basis(PLAN.id, "ann") == PLAN.basis
 
 
+def test_a_late_plan_can_neither_be_read_nor_used(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    store = PlanStore(tmp_path / "plans.sqlite", lambda: now[0])
+    store.keep("ann", PLAN)
+    assert store.find(PLAN.id, "ann") == PLAN and store.find(PLAN.id, "bob") is None
+    now[0] += LIFETIME
+    assert store.find(PLAN.id, "ann") is None and not store.claim(PLAN.id, "ann")
+    store.keep("bob", PLAN)
+    assert (tmp_path / "plans.sqlite").read_bytes().count(b"hunter2-hunter2") == 1, (
+        "what is late is overwritten by the next"
+    )
+
+
 def test_the_oldest_plans_of_one_subject_make_room(kept: PlanStore) -> None:
     ids = [f"{number:064x}" for number in range(205)]
     for id in ids:

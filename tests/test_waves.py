@@ -15,7 +15,7 @@ from systemmanager.ports import Output
 from systemmanager.request import Permit
 from systemmanager.waves import Strategy, sizes
 from tests.fakes import codes
-from tests.support import OPERATOR, fake_gateway, records, run, target
+from tests.support import OPERATOR, fake_gateway, records, registry, run, target
 
 SIZES: list[tuple[str, int, list[int]]] = [
     ("1,10%,50%,100%", 100, [1, 9, 40, 50]),
@@ -168,11 +168,11 @@ def test_what_a_batch_does_not_reach_is_left(fleet: Fleet) -> None:
 
 def test_what_is_denied_is_in_no_wave_and_no_failure(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, 3)
-    one = target("a-denied", constraints={"units": []})
-    fleet.gateway.replace_registry(type(fleet.gateway.registry)({"a-denied": one, **fleet.gateway.registry.targets}))
+    one, others = target("no", constraints={"units": []}), fleet.gateway.registry.targets
+    fleet.gateway.replace_registry(registry(others["w-01"], one, others["w-02"], others["w-03"]))
     reply = fleet.call()
-    assert codes(reply)["a-denied"] != "ok" and fleet.begun == ["w-01", "w-02", "w-03"] and waves(reply) == [1, 1, 1]
-    assert list(codes(reply)) == ["a-denied", "w-01", "w-02", "w-03"]
+    assert codes(reply)["no"] != "ok" and fleet.begun == ["w-01", "w-02", "w-03"] and waves(reply) == [1, 1, 1]
+    assert list(codes(reply)) == ["w-01", "no", "w-02", "w-03"]
 
 
 def test_each_wave_is_on_record_and_told(fleet: Fleet) -> None:

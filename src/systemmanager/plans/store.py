@@ -52,7 +52,7 @@ class PlanStore:
         with self._file.transaction() as database:
             database.execute("PRAGMA secure_delete = ON")
             database.execute("DELETE FROM plan WHERE made < ?", (now - KEPT,))
-            database.execute("UPDATE plan SET arguments = NULL WHERE made < ?", (now - LIFETIME,))
+            database.execute("UPDATE plan SET arguments = NULL WHERE made <= ?", (now - LIFETIME,))
             database.execute(
                 "DELETE FROM plan WHERE subject = ?1 AND rowid NOT IN "
                 "(SELECT rowid FROM plan WHERE subject = ?1 ORDER BY made DESC, rowid DESC LIMIT ?2)",
