@@ -15,6 +15,7 @@ from systemmanager.audit.reading import query
 from systemmanager.errors import NameNotResolved
 from systemmanager.executors import Executors, Surroundings
 from systemmanager.executors.bounded import finished
+from systemmanager.executors.lasting import Lasting
 from systemmanager.executors.own_files import OwnFiles
 from systemmanager.fencing import unfenced
 from systemmanager.gateway import Gateway
@@ -150,7 +151,7 @@ def permitted(tool: str, where: Target, arguments: Mapping[str, Any] | None = No
 
 
 @dataclass
-class FakeShell:
+class FakeShell(Lasting):
     """A Shell (and Network) whose commands answer from a script; an unexpected command fails the test."""
 
     replies: list[dict[str, Any]]

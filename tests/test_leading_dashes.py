@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from systemmanager.errors import CommandMissing, GatewayError, Unsupported
+from systemmanager.executors.lasting import Lasting
 from systemmanager.operation import CATALOGUE, Operation, Risk
 from systemmanager.operation import operation as declared
 from systemmanager.ports import Output, Result, Shell
@@ -29,7 +30,7 @@ PROGRAMMED = sorted(name for name, one in EVERY.items() if one.port in ("Shell",
 OTHERS = sorted(name for name, one in EVERY.items() if one.port not in ("Shell", "Network", "Fleet"))
 
 
-class Recording:
+class Recording(Lasting):
     """A Shell and Network that runs nothing: programs say nothing and succeed, but for those that are missing."""
 
     def __init__(self, missing: frozenset[str]) -> None:

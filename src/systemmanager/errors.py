@@ -28,6 +28,7 @@
         ├── DeadlineExceeded   deadline_exceeded
         ├── CommandMissing     command_missing
         ├── CommandFailed      command_failed       exit status or signal, with the end of what it said
+        │   └── EndedUnknown   ended_without_status it ended, and nobody knows how: look how far it came
         ├── PrivilegeRequired  privilege_required   root is needed and sudo did not give it
         ├── NotFound           not_found            no such container, unit, file ...; names what is near
         ├── PathOutside        path_outside         not below one of the target's allowed paths
@@ -231,6 +232,14 @@ class CommandMissing(TargetError):
 
 class CommandFailed(TargetError):
     code = "command_failed"
+
+
+class EndedUnknown(CommandFailed):
+    code = "ended_without_status"
+    hint_default = (
+        "The target was restarted, ran out of memory, or ended it with its login session (KillUserProcesses=). "
+        "It is not known how far it came: look before calling again."
+    )
 
 
 class PrivilegeRequired(TargetError):

@@ -4,7 +4,7 @@ Every method may raise a `TargetError`. None outlives the call's deadline, and a
 """
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -60,7 +60,24 @@ class Output:
     truncated: bool = False
 
 
+@dataclass(slots=True)
+class Following:
+    """What ties a long command to its job.
+
+    `id` names its spool on the target; `heard` gets its output as it comes; `kept` holds what earlier runs of the same
+    job remembered, `keep` makes a value durable; with `leaving` a cancelled command goes on, to be taken up later.
+    """
+
+    id: str
+    heard: Callable[[str], None]
+    kept: Mapping[str, Any]
+    keep: Callable[[str, Any], None]
+    leaving: Callable[[], bool]
+
+
 class Shell(Protocol):
+    following: Following | None  # set by the runner once the port is open; None where the call is no job
+
     async def run(
         self,
         *argv: str,
@@ -80,6 +97,21 @@ class Shell(Protocol):
         program sees; behind sudo that needs `SETENV:` (or ALL) in sudoers.
         """
         ...
+
+    async def detached(
+        self, step: str, *argv: str, privileged: bool = False, check: bool = True, env: Mapping[str, str] | None = None
+    ) -> Output:
+        """Run one program that goes on whatever becomes of us or of the connection, and wait for its end.
+
+        A job starts it once under each step's name ([a-z-], 20 at most); asked again, by the next process too, this
+        takes up the same program. Answers and raises what `run` with `latest` does, and `EndedUnknown`."""
+        ...
+
+    async def remember(self, name: str, read: Callable[[], Awaitable[Any]]) -> Any:
+        """What `read` answers, as JSON; asked again by the same job, what it answered the first time."""
+
+    async def forget(self) -> None:
+        """Remove what detached programs of this job left on the target. Raises no `TargetError`."""
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------

@@ -11,17 +11,21 @@ from typing import Any
 from systemmanager.errors import CommandFailed
 from systemmanager.executors import Surroundings, unsupported
 from systemmanager.executors.bounded import Collected, command_missing, find_program, finished, with_privilege
+from systemmanager.executors.lasting import Lasting
 from systemmanager.executors.programs import run_program
 from systemmanager.ports import Output
 from systemmanager.request import Permit
 from systemmanager.target import Target
 
 
-class LocalShell:
+class LocalShell(Lasting):
     """Programs as children of the gateway, each in a process group of its own that ends whole."""
 
     def __init__(self, permit: Permit) -> None:
         self._permit = permit
+
+    def is_root(self) -> bool:
+        return os.geteuid() == 0
 
     async def run(
         self,
@@ -33,14 +37,15 @@ class LocalShell:
         stdin: str = "",
         env: Mapping[str, str] | None = None,
     ) -> Output:
-        command = with_privilege(argv, self._permit, root=os.geteuid() == 0, privileged=privileged, env=env)
+        command = with_privilege(argv, self._permit, root=self.is_root(), privileged=privileged, env=env)
         program = find_program(command[0])
         if program is None:
             raise command_missing(command[0])
         limit = self._permit.target.constraints.max_output_bytes
         collected = Collected(limit, latest=latest)
         environment = _environment() | dict(env or {})
-        status = await run_program((program, *command[1:]), collected, environment, stdin=stdin.encode())
+        given = stdin.encode("utf-8", "surrogateescape")
+        status = await run_program((program, *command[1:]), collected, environment, stdin=given)
         if status < 0 and not collected.full.is_set():
             raise CommandFailed(f"{argv[0]} was ended by {signal.Signals(-status).name}")
         output = Output(tuple(command), status, collected.text(0), collected.text(1), collected.cut)

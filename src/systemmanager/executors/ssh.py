@@ -43,11 +43,15 @@ class SshExecutor:
         self._connections = Connections(surroundings.known_hosts)
 
     async def open(self, permit: Permit, port: str, stack: AsyncExitStack) -> Any:
-        kept = await self._connections.use(permit.target, permit.via)
-        stack.callback(self._connections.release, kept)
+        async def use() -> Kept:
+            kept = await self._connections.use(permit.target, permit.via)
+            stack.callback(self._connections.release, kept)
+            return kept
+
+        kept = await use()
         match port:
             case "Shell":
-                return SshShell(permit, kept)
+                return SshShell(permit, kept, use)
             case "Facts":
                 return SshFacts(permit, kept)
             case "Files":

@@ -14,7 +14,7 @@ SIGTERM, and a second later SIGKILL. The program itself replaces the shell: its 
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
 import anyio
@@ -22,6 +22,7 @@ import asyncssh
 
 from systemmanager.errors import CommandFailed, Unsupported
 from systemmanager.executors.bounded import Collected, finished, tail, with_privilege
+from systemmanager.executors.lasting import Lasting
 from systemmanager.executors.ssh_connections import Kept, Session, ssh
 from systemmanager.ports import Output
 from systemmanager.request import Permit
@@ -133,12 +134,20 @@ class _Command(Session):
         return b"\n".join(reversed(self.before)).decode("utf-8", "replace")
 
 
-class SshShell:
-    """Programs on one target, each on a channel of its own of the kept connection."""
+class SshShell(Lasting):
+    """Programs on one target, each on a channel of its own of the kept connection. `again` gives it a new one."""
 
-    def __init__(self, permit: Permit, kept: Kept) -> None:
+    def __init__(self, permit: Permit, kept: Kept, again: Callable[[], Awaitable[Kept]] | None = None) -> None:
         self._permit = permit
         self._kept = kept
+        self._again = again
+
+    async def reconnect(self) -> None:
+        if self._kept.gone and self._again:
+            self._kept = await self._again()
+
+    def is_root(self) -> bool:
+        return ssh(self._permit.target).username == "root"
 
     async def run(
         self,
@@ -150,8 +159,7 @@ class SshShell:
         stdin: str = "",
         env: Mapping[str, str] | None = None,
     ) -> Output:
-        root = ssh(self._permit.target).username == "root"
-        command = with_privilege(argv, self._permit, root=root, privileged=privileged, env=env)
+        command = with_privilege(argv, self._permit, root=self.is_root(), privileged=privileged, env=env)
         limit = self._permit.target.constraints.max_output_bytes
         collected = Collected(limit, latest=latest)
         started = command

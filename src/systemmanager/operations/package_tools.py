@@ -45,6 +45,8 @@ class PackageTool(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def shell(self) -> Shell: ...
     async def updates(self) -> Plan: ...
     async def traces(self) -> Traces: ...
     async def installed(self) -> dict[str, str]: ...
@@ -121,8 +123,8 @@ class Apt:
         if package is not None:
             await self._check(package)
         arguments = _UPGRADE if package is None else ("install", "--", package)
-        return await self.shell.run(
-            "apt-get", *_UNATTENDED, *arguments, privileged=True, check=False, latest=True, env=_QUIET
+        return await self.shell.detached(
+            "apply", "apt-get", *_UNATTENDED, *arguments, privileged=True, check=False, env=_QUIET
         )
 
 
@@ -175,7 +177,7 @@ class Dnf:
 
     async def apply(self, package: str | None) -> Output:
         what = ("upgrade",) if package is None else ("install", package)
-        return await self.shell.run("dnf", "-y", "--refresh", *what, privileged=True, check=False, latest=True)
+        return await self.shell.detached("apply", "dnf", "-y", "--refresh", *what, privileged=True, check=False)
 
 
 def _iso(seconds: int) -> str:

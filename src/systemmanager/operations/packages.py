@@ -164,9 +164,12 @@ async def _simulated(tool: PackageTool, package: str | None) -> PackageWork:
 
 
 async def _applied(tool: PackageTool, package: str | None) -> PackageWork:
-    """Do it, and say what is different afterwards: by the packages installed, not by what the tool printed."""
-    note = await tool.refresh()
-    before = await tool.installed()
+    """Do it, and say what is different afterwards: by the packages installed, not by what the tool printed.
+
+    May be called again by the next process: what is remembered and detached is not done twice.
+    """
+    note = await tool.shell.remember("refreshed", tool.refresh)
+    before = await tool.shell.remember("before", tool.installed)
     output = await tool.apply(package)
     changes = parse.changed(before, await tool.installed())
     if output.status != 0:
