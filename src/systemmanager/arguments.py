@@ -14,6 +14,7 @@ from systemmanager.params import Format
 from systemmanager.waves import Strategy
 
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 ApprovalId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Selectors = Annotated[list[Selector], Field(max_length=1000)] | Selector
 
@@ -34,6 +35,9 @@ _STRATEGY = (
 )
 _APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
 
+_JOB_WAIT = (float, Field(default=25, ge=0, le=300, description="Seconds; then a job_id, and it goes on."))
+_KEY = (Key | None, Field(default=None, description="Given again, the same job."))
+
 MOST_PROBLEMS = 10
 
 
@@ -47,6 +51,8 @@ class Shared:
     approval_id: str | None = None
     approval_wait: float = 0
     strategy: Strategy | None = None
+    wait: float = 25
+    idempotency_key: str | None = None
 
     @property
     def planned(self) -> dict[str, Any]:
@@ -68,6 +74,8 @@ def call_model(operation: Operation) -> type[BaseModel]:
         shared |= {"strategy": _STRATEGY}
     if operation.mutates or any(_may_ask(form) for form in operation.every_form):
         shared |= {"approval_id": _APPROVAL, "approval_wait": _WAIT}
+    if operation.job:
+        shared |= {"wait": _JOB_WAIT, "idempotency_key": _KEY}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
 
 
@@ -97,9 +105,8 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
         raise InvalidArguments(f"{operation.name}: targets is empty", hint="Leave it out, or name at least one.")
     named = targets if isinstance(targets, list) else [targets if targets is not None else target]
     chosen = None if named == [None] else tuple(str(one) for one in named)
-    rest = {
-        name: getattr(values, name) for name in ("approval_id", "approval_wait", "strategy") if hasattr(values, name)
-    }
+    optional = ("approval_id", "approval_wait", "strategy", "wait", "idempotency_key")
+    rest = {name: getattr(values, name) for name in optional if hasattr(values, name) and name not in own}
     return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False), **rest)
 
 

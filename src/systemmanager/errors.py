@@ -7,6 +7,8 @@
     │   ├── InvalidArguments   invalid_arguments
     │   ├── UnknownTarget      unknown_target
     │   ├── TooManyCalls       busy                 of this principal at a time
+    │   ├── IdempotencyConflict idempotency_conflict  the key stands for another call
+    │   ├── JobsUnavailable    jobs_unavailable     what has to survive can't be written down
     │   ├── Unauthenticated    unauthenticated      the credential ended, or nobody could say, while the call waited
     │   ├── AuditUnavailable   audit_unavailable    no audit, no effect
     │   └── PlansUnavailable   plans_unavailable    plans can't be kept or looked up
@@ -128,6 +130,16 @@ class TooManyCalls(CallError):
 class Unauthenticated(CallError):
     code = "unauthenticated"
     hint_default = "Call again with a credential that counts; an approval that was given is not used up."
+
+
+class IdempotencyConflict(CallError):
+    code = "idempotency_conflict"
+
+
+class JobsUnavailable(CallError):
+    code = "jobs_unavailable"
+    hint_default = "Look at the gateway's state folder: free space, rights. Nothing ran."
+    retryable_default = True
 
 
 class AuditUnavailable(CallError):

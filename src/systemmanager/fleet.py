@@ -8,6 +8,7 @@ from systemmanager import __version__
 from systemmanager.arguments import validate
 from systemmanager.audit.reading import query
 from systemmanager.errors import AuditUnavailable, InvalidArguments, NotFound, did_you_mean
+from systemmanager.jobs.seen import SeenJobs
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.ports import Json
 from systemmanager.registry import Registry
@@ -142,6 +143,22 @@ class FleetView:
                     yield record
         except OSError as error:
             raise AuditUnavailable(f"the audit log can't be read: {error.strerror or error}") from error
+
+    async def jobs(self, state: str | None) -> list[Json]:
+        return await self._jobs.all(state)
+
+    async def job(self, id: str) -> Json:
+        return await self._jobs.one(id)
+
+    async def job_output(self, id: str, target: str | None) -> Json:
+        return await self._jobs.output(id, target)
+
+    async def cancel_job(self, id: str) -> Json:
+        return await self._jobs.cancel(id)
+
+    @property
+    def _jobs(self) -> SeenJobs:
+        return SeenJobs(self._gateway.jobs, self._principal, self._gateway.redactor)
 
     def health(self) -> Json:
         gateway = self._gateway

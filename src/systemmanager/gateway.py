@@ -28,6 +28,7 @@ from systemmanager.errors import (
 )
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer
+from systemmanager.jobs.life import Jobs, Known
 from systemmanager.journal import Call, Entry, Journal
 from systemmanager.load import MOST_CALLS, InFlight, Readers, Recent
 from systemmanager.operation import CATALOGUE, Operation
@@ -47,7 +48,8 @@ from systemmanager.target import Target
 from systemmanager.telling import Progress, Told
 
 Still = Callable[[], Awaitable[Principal]]
-_Decided = tuple[Call, list[Request], list[Decision]]
+Decided = tuple[Call, list[Request], list[Decision]]
+Results = Callable[[Call, list[Request], list[Decision]], Awaitable[list[TargetReply]]]
 
 T = TypeVar("T")
 
@@ -62,7 +64,7 @@ class Gateway:
     itself runs as root; `weakened` are the required parts of its sandbox that are missing; `degraded` holds what is
     wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's; `models` may put
     into words and order what was found, the first that is there; without a `desk` only `approve` gets a person's yes,
-    and without `plans` none can be carried out by its id.
+    without `plans` none can be carried out by its id, and without `jobs` every call ends with its caller.
     """
 
     registry: Registry
@@ -71,6 +73,7 @@ class Gateway:
     policy: Policy = BUILTIN
     desk: Desk | None = None
     plans: PlanStore | None = None
+    jobs: Jobs | None = None
     freezer: Freezer = field(default_factory=Freezer)
     root: bool = False
     weakened: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ class Gateway:
     def replace_registry(self, registry: Registry) -> None:
         """Put a new registry in place; calls in flight keep the one they began with."""
         self.registry = registry
-        self._redactor = Redactor(registry.secrets | self.secrets)
+        self.redactor = Redactor(registry.secrets | self.secrets)
         self.runner.keep(registry.targets)
 
     def _now(self) -> float:
@@ -105,7 +108,7 @@ class Gateway:
 
     def shown(self, text: str) -> str:
         """A caller's own text as it may be said back: without secrets and escapes."""
-        return self._redactor.text(text)
+        return self.redactor.text(text)
 
     async def call(
         self,
@@ -127,33 +130,33 @@ class Gateway:
         rights of that moment, once a person has answered; it raises `Unauthenticated` for a credential that has ended.
         `sample` is the client's model, for where the gateway has none of its own.
         """
-        started = time.perf_counter()
+        started, told = time.perf_counter(), Told(progress)
         entry = self._entry(principal, tool, arguments)
 
-        told = Told(progress)
-
-        async def once(raw: Mapping[str, Any], *asking: Any) -> _Decided:
-            call = self._begin(entry, tool, raw, started)
+        async def once(raw: Mapping[str, Any], *asking: Any) -> Decided:
+            call = self.begin(entry, tool, raw, started)
             call = await self._planned(call)
             targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
             return call, *await self._decisions(call, targets, *asking)
 
-        async def decided() -> _Decided:
+        async def decided() -> Decided:
             """When a person has answered, all is decided anew: who calls, rights, targets, policy may have changed."""
             nonlocal entry
             call, requests, decisions = await once(arguments, approve, elicit)
             if self.desk is not None and (more := await self.desk.awaited(call, decisions, told.say)):
                 entry = entry if still is None else replace(entry, principal=await still())
                 self._recent.take_back(principal.subject, requests[0].access.risk)
-                return await once({**arguments, **more})
-            return call, requests, decisions
+                call, requests, decisions = await once({**arguments, **more})
+            if self.jobs is None:
+                return call, requests, decisions
+            return await self.jobs.begin(call, requests, decisions, arguments), requests, decisions
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
-            replies = await self._done(call, requests, decisions, told)
+            replies = await self.done(call, requests, decisions, told)
             await advise(call, replies, self.models or ((sample,) if sample else ()), self.journal)
             return replies
 
-        return await self._answer(entry, decided, results)
+        return await self.answer(entry, decided, results, told)
 
     async def last_seen(self, principal: Principal, id: str) -> Reply:
         """What the gateway last saw of one target, judged and audited as `get_system_status` on it; nothing is asked of
@@ -161,11 +164,11 @@ class Gateway:
         started, operation = time.perf_counter(), CATALOGUE["get_system_status"]
         entry = self._entry(principal, operation.name, {"resource": f"last status of {id}"})
 
-        async def decided() -> _Decided:
+        async def decided() -> Decided:
             if id not in self.registry.targets:
                 raise UnknownTarget(f"there is no target {id[:100]!r}", hint="list_targets shows what there is.")
             shared = Shared((id,), "json", dry_run=False)
-            call = Call(entry, operation, {}, shared, self.registry, self.policy, self._redactor, started)
+            call = Call(entry, operation, {}, shared, self.registry, self.policy, self.redactor, started)
             return call, *await self._decisions(call, [self.registry.targets[id]])
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
@@ -180,24 +183,29 @@ class Gateway:
             await self.journal.outcome(call, requests[0], result)
             return [result]
 
-        return await self._answer(entry, decided, results)
+        return await self.answer(entry, decided, results)
 
     def _entry(self, principal: Principal, tool: str, raw: Mapping[str, Any]) -> Entry:
         """What the audit log gets of a call: bounded before the search for secrets, and after it."""
-        arguments = shaping.clip(self._redactor.value(shaping.clip(raw, 65_536, 16_384)))
-        return Entry(secrets.token_hex(8), principal, self._redactor.text(tool[:100]), arguments)
+        arguments = shaping.clip(self.redactor.value(shaping.clip(raw, 65_536, 16_384)))
+        return Entry(secrets.token_hex(8), principal, self.redactor.text(tool[:100]), arguments)
 
-    async def _answer(
+    async def answer(
         self,
         entry: Entry,
-        decided: Callable[[], Awaitable[_Decided]],
-        results: Callable[[Call, list[Request], list[Decision]], Awaitable[list[TargetReply]]],
+        decided: Callable[[], Awaitable[Decided]],
+        results: Results,
+        told: Told | None = None,
     ) -> Reply:
-        """First everything is decided, then it is written down, then it is done."""
+        """First everything is decided, then it is written down, then it is done; a job goes on without whoever is
+        `told` of it."""
         with structlog.contextvars.bound_contextvars(call_id=entry.call_id), ExitStack() as place:
             try:
                 place.enter_context(self._in_flight.one_more(entry.principal.subject))
                 call, requests, decisions = await decided()
+            except Known as known:
+                await self.journal.refused(entry, "already_asked", f"the same call is job {known.id}")
+                return await known.answer(told or Told(None))
             except CallError as error:
                 return await self._refused(entry, error)
             except asyncio.CancelledError:
@@ -206,18 +214,25 @@ class Gateway:
             except Exception:
                 log.exception("call failed by a defect", tool=entry.tool)
                 return await self._refused(entry, InternalError("the gateway failed on this call"))
-            try:
-                await self._written_down(call, requests, decisions)
-                reply = Reply(entry.call_id, entry.tool, await results(call, requests, decisions))
-                return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
-            except CallError as error:
-                return shaping.fault(entry.call_id, entry.tool, error.as_dict())
-            except Exception:
-                log.exception("call failed by a defect", tool=entry.tool)
-                defect = InternalError("the gateway failed on this call")
-                return shaping.fault(entry.call_id, entry.tool, defect.as_dict())
             finally:
-                self.journal.settle(call, requests)
+                if self.jobs is not None:
+                    self.jobs.release(entry.call_id)
+            work = self._do(call, requests, decisions, results)
+            return await (work if told is None or self.jobs is None else self.jobs.follow(call, work, told))
+
+    async def _do(self, call: Call, requests: list[Request], decisions: list[Decision], results: Results) -> Reply:
+        try:
+            await self._written_down(call, requests, decisions)
+            reply = Reply(call.id, call.entry.tool, await results(call, requests, decisions))
+            return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
+        except CallError as error:
+            return shaping.fault(call.id, call.entry.tool, error.as_dict())
+        except Exception:
+            log.exception("call failed by a defect", tool=call.entry.tool)
+            defect = InternalError("the gateway failed on this call")
+            return shaping.fault(call.id, call.entry.tool, defect.as_dict())
+        finally:
+            self.journal.settle(call, requests)
 
     async def _written_down(self, call: Call, requests: list[Request], decisions: list[Decision]) -> None:
         """Raises `AuditUnavailable`; nothing runs then, and an approval that was for it can be used again."""
@@ -229,19 +244,19 @@ class Gateway:
             raise
 
     async def _refused(self, entry: Entry, error: GatewayError) -> Reply:
-        shown = self._redactor.value(error.as_dict())
+        shown = self.redactor.value(error.as_dict())
         await self.journal.refused(entry, error.code, shown["message"])
         return shaping.fault(entry.call_id, entry.tool, shown)
 
     # --- 1, 2: arguments and targets ----------------------------------------------------------------------------------
 
-    def _begin(self, entry: Entry, tool: str, raw: Mapping[str, Any], started: float) -> Call:
+    def begin(self, entry: Entry, tool: str, raw: Mapping[str, Any], started: float) -> Call:
         operation = CATALOGUE.get(tool)
         if operation is None:
             raise UnknownTool(f"there is no tool {entry.tool!r}", hint=did_you_mean(tool[:100], CATALOGUE))
         arguments, shared = validate(operation, raw)
         meant = operation.meant(arguments)
-        return Call(entry, meant, arguments, shared, self.registry, self.policy, self._redactor, started)
+        return Call(entry, meant, arguments, shared, self.registry, self.policy, self.redactor, started)
 
     async def _planned(self, call: Call) -> Call:
         """The planned call in the place of one that carries a plan out; where there is no such plan, the call itself.
@@ -278,8 +293,10 @@ class Gateway:
     async def _decisions(
         self, call: Call, targets: Sequence[Target], approve: Approve | None = None, elicit: Elicit | None = None
     ) -> tuple[list[Request], list[Decision]]:
+        if self.jobs is not None:
+            await self.jobs.claim(call, [target.id for target in targets])
         requests = self.requests(call.principal, call.operation, call.arguments, targets, call.registry, call=call)
-        decisions = [_decide(request) for request in requests]
+        decisions = [judged(request) for request in requests]
         if any(decision.permit is not None or decision.against.code != "rate_limited" for decision in decisions):
             self._recent.add(call.principal.subject, requests[0].access.risk)
         found = {decision.answer for decision in decisions}
@@ -292,9 +309,9 @@ class Gateway:
                 return requests, held(decisions, moved)
         if planned is not None:
             requests = [replace(request, plan=planned.shown) for request in requests]
-        return await settle(self.desk, call, requests, decisions, _decide, approve, elicit, self.planner.moved)
+        return await settle(self.desk, call, requests, decisions, judged, approve, elicit, self.planner.moved)
 
-    async def _done(
+    async def done(
         self, call: Call, requests: list[Request], decisions: list[Decision], told: Told
     ) -> list[TargetReply]:
         """What was decided is planned, or carried out, in waves where the call wants them."""
@@ -368,10 +385,10 @@ class Gateway:
         self, principal: Principal, operation: Operation, arguments: Mapping[str, Any], targets: Sequence[Target]
     ) -> list[Decision]:
         """What the gate would say now."""
-        return [_decide(one) for one in self.requests(principal, operation, arguments, targets, self.registry)]
+        return [judged(one) for one in self.requests(principal, operation, arguments, targets, self.registry)]
 
 
-def _decide(request: Request) -> Decision:
+def judged(request: Request) -> Decision:
     """The gate's decision. A rule that fails is a Deny: it must not say yes by falling over."""
     try:
         return decide(request)

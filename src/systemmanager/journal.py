@@ -4,10 +4,10 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import structlog
@@ -30,6 +30,9 @@ from systemmanager.request import Decision, Principal, Request
 from systemmanager.settings import Settings, State
 from systemmanager.shaping import TargetReply
 from systemmanager.tally import Tally
+
+if TYPE_CHECKING:
+    from systemmanager.jobs.job import Job
 
 EVERY = 1.0
 """Seconds between two looks at what is due."""
@@ -75,6 +78,7 @@ class Call:
     started: float
     applies: Kept | None = None
     nonce: str = field(default_factory=new_nonce)
+    job: "Job | None" = None
 
     @property
     def id(self) -> str:
@@ -91,11 +95,15 @@ class Call:
 
 @dataclass
 class Journal:
-    """Writes the Records of calls. Low-risk reads go on without it; nothing else does."""
+    """Writes the Records of calls. Low-risk reads go on without it; nothing else does.
+
+    `handed_over` names the calls that another process goes on with after a crash.
+    """
 
     log: AuditLog
     clock: Callable[[], float] = time.time
     degraded: dict[str, str] = field(default_factory=dict)
+    handed_over: Callable[[], Collection[str]] = tuple
 
     def __post_init__(self) -> None:
         self._credentials: Tally[tuple[str, str]] = Tally(self.clock, each=5, overall=60)
@@ -244,7 +252,7 @@ class Journal:
 
     def _look_back(self) -> None:
         if not self._looked_back:
-            closed = self.log.close_ended()
+            closed = self.log.close_ended(self.handed_over())
             self._looked_back = True
             if closed:
                 log.warning("calls were cut off by a crash", intents=closed, outcome="unknown")

@@ -45,6 +45,10 @@ class Access:
 
 Selection = Literal["optional", "required", "none"]
 
+JobKind = Literal["steps", "again", "once"]
+"""What becomes of an operation whose gateway was stopped in the middle of it: its long steps run on by themselves on
+the target, and the rest is done again; all of it is done again; or it stays as it was cut off."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
@@ -55,6 +59,7 @@ class Operation:
     rights, and which one a call means is known before anything about it is decided.
     `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`;
     a `host` is connected to, a `name` only asked about.
+    `job`: it may outlast its caller, and what becomes of it then.
     `without_targets` runs on the Fleet port when the call names no target. `plan` takes what the function takes, only
     looks, and says what the function would do.
     """
@@ -77,6 +82,7 @@ class Operation:
     fences: Places = None
     idempotent: bool = True
     open_world: bool = False
+    job: JobKind | None = None
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None
     plan: Callable[..., Awaitable[Plan]] | None = None
 
@@ -168,6 +174,7 @@ def operation(
     selection: Selection = "optional",
     idempotent: bool = True,
     open_world: bool = False,
+    job: JobKind | None = None,
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None,
     form_of: Callable[..., Any] | None = None,
     begins: str = "",
@@ -191,6 +198,7 @@ def operation(
             roles=dict(roles or {}),
             idempotent=idempotent,
             open_world=open_world,
+            job=job,
             without_targets=without_targets,
             plan=plan,
         )

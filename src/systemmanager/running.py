@@ -15,6 +15,7 @@ from systemmanager.errors import DeadlineExceeded, Denied, GatewayError, Interna
 from systemmanager.fencing import Places, fence, fence_error, places, present
 from systemmanager.fleet import gateway_target
 from systemmanager.freezing import Freezer, Run
+from systemmanager.jobs.job import Job
 from systemmanager.journal import Call, Journal, being_cancelled
 from systemmanager.load import AllSlots, Readers, Shares, Slots, room_aside
 from systemmanager.plan import Plan
@@ -82,12 +83,32 @@ class Runner:
             operation = call.operation
             own = operation.without_targets if request.target is gateway_target() else None
             work, where = own or operation.function, (operation.foreign, operation.fences)
+            if call.job is not None:
+                work = self._followed(call, call.job, work, result, *where)
             await self._attempt(call, request, decision.permit, result, work, *where)
         finally:
             result.elapsed_ms = call.elapsed_ms
             await self._journal.outcome(call, request, result)
+        if call.job is not None:
+            await call.job.ended_on(result)
         self._remember(call, request, result)
         return result
+
+    def _followed(self, call: Call, job: Job, work: Work, result: TargetReply, foreign: Places, fences: Places) -> Work:
+        """The work as part of a job: what it answers is on the disk before the target forgets what it did."""
+
+        async def followed(port: Any, **arguments: Any) -> Result:
+            lasts = call.operation.job == "steps"
+            if lasts:
+                port.following = await job.following(result.target)
+            answer = await work(port, **arguments)
+            if lasts:
+                self._tell(call, answer, result, foreign, fences)
+                await job.ended_on(result)
+                await port.forget()
+            return answer
+
+        return followed
 
     async def rehearse(self, call: Call, request: Request, permit: Permit) -> tuple[TargetReply, Plan | None]:
         """What the operation would do on one target, as it is told and as it is."""
@@ -117,7 +138,7 @@ class Runner:
             result.error = call.redactor.value(error.as_dict())
             result.untrusted = fence_error(result.error, call.nonce)
         except asyncio.CancelledError:
-            result.error = {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}
+            result.error = _ended_by(call)
             if being_cancelled():
                 raise
             # Not this call was cancelled but something that the operation waited for.
@@ -165,3 +186,12 @@ class Runner:
         if call.operation.name in ("get_system_status", "health_check") and request.target is not gateway_target():
             seen = {"at": int(self._clock()), "tool": call.operation.name}
             self.last_status[result.target] = seen | result.as_dict()
+
+
+def _ended_by(call: Call) -> dict[str, Any]:
+    """What is told of work that was cancelled."""
+    if call.job is not None and call.job.leaving:
+        return {"code": "handed_over", "message": "this gateway stops; the next one goes on with the job"}
+    if call.job is not None:
+        return {"code": "cancelled", "message": "the job was ended", "retryable": True}
+    return {"code": "cancelled", "message": "the caller cancelled or went away", "retryable": True}

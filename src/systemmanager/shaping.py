@@ -41,16 +41,26 @@ class TargetReply:
             result["wave"] = self.wave
         return result
 
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> "TargetReply":
+        """From what `as_dict` gave."""
+        optional = {name: kept[name] for name in ("data", "error", "untrusted", "wave") if name in kept}
+        return cls(kept["target"], elapsed_ms=kept["elapsed_ms"], **optional)
+
 
 @dataclass(slots=True)
 class Reply:
-    """The answer to one call. `error` is a fault of the call as a whole; then nothing ran and `results` is empty."""
+    """The answer to one call. `error` is a fault of the call as a whole; then nothing ran and `results` is empty.
+
+    `job`: the call goes on, and these are the results so far.
+    """
 
     call_id: str
     tool: str
     results: list[TargetReply] = field(default_factory=list)
     error: dict[str, Any] | None = None
     omitted: list[TargetReply] = field(default_factory=list)
+    job: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -59,6 +69,8 @@ class Reply:
     @property
     def failed(self) -> bool:
         """Nothing of the call succeeded."""
+        if self.job is not None:
+            return False
         return self.error is not None or all(result.error is not None for result in (*self.results, *self.omitted))
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,6 +78,8 @@ class Reply:
         body: dict[str, Any] = {"call_id": self.call_id, "tool": self.tool, "ok": self.ok}
         if self.error is not None:
             return {**body, "error": self.error}
+        if self.job is not None:
+            body["job"] = self.job
         body["results"] = [result.as_dict() for result in self.results]
         body["summary"] = self._summary()
         return body
@@ -91,6 +105,8 @@ class Reply:
         if self.error is not None:
             body["error"] = self.error
         else:
+            if self.job is not None:
+                body["job"] = self.job
             body |= _results(self.results)
             if self.omitted or (len(self.results) > 1 and (not self.ok or self.results[0].wave)):
                 body["summary"] = self._summary()

@@ -21,6 +21,7 @@ class Told:
     progress: Progress | None
     total: int = 1
     done: int = 0
+    also: Callable[[str], None] | None = None
 
     async def one_more(self, target: str) -> None:
         """Another target has answered."""
@@ -28,6 +29,8 @@ class Told:
         await self.say(self.done, f"{target} answered")
 
     async def say(self, done: float, message: str) -> None:
+        if self.also is not None:
+            self.also(message)
         if self.progress is None:
             return
         (failed,) = await asyncio.gather(self._say(self.progress, done, message), return_exceptions=True)

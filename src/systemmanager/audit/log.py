@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -183,12 +183,13 @@ class AuditLog:
         """From now on this process's intents are known to be its own: the next start closes what a crash leaves."""
         self._run = self._run or runs.Run(self.path)
 
-    def close_ended(self) -> int:
-        """Close the open intents of processes that are gone as `unknown`; so many there were. Raises `OSError`."""
+    def close_ended(self, handed_over: Collection[str] = ()) -> int:
+        """Close the open intents of processes that are gone as `unknown`, those of calls that go on elsewhere as
+        `handed_over`; so many there were. Raises `OSError`."""
         closed = 0
         for run in runs.ended(self.path):
             try:
-                records = run.closings(self._clock())
+                records = run.closings(self._clock(), handed_over)
                 if records:
                     self.append_now(*records)
             except OSError:

@@ -8,7 +8,7 @@ says from which record on the process may have open intents.
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from systemmanager.audit.record import Record, parsed
 from systemmanager.audit.segments import APPEND, lines_backwards, open_to_read
 
 ENDED = "the gateway's process ended before it could write how this went"
+HANDED_OVER = "handed_over"
+GOES_ON = "the gateway's process ended; the job goes on, and another process follows it"
 LOOK_EVERY = 256
 """Lines after which a search looks whether it is past its beginning."""
 
@@ -88,8 +90,11 @@ class Ended:
     def __init__(self, path: Path, descriptor: int, log: Path) -> None:
         self._path, self._descriptor, self._log = path, descriptor, log
 
-    def closings(self, now: float) -> list[Record]:
-        """An outcome `unknown` for each of its intents that has none, oldest first. Raises `OSError`."""
+    def closings(self, now: float, handed_over: Collection[str] = ()) -> list[Record]:
+        """An outcome, `unknown` or `handed_over`, for each of its intents that has none, oldest first.
+
+        Raises `OSError`.
+        """
         number = os.pread(self._descriptor, 20, 0)
         since, mark = int(number) if number.isdigit() else 0, f'"run":"{self._path.name}"'.encode()
         closed: set[tuple[str, str | None]] = set()
@@ -107,7 +112,7 @@ class Ended:
             elif record.get("run") != self._path.name or record.get("dry_run") or key in closed:
                 continue
             elif record.get("phase") == "intent":
-                found.append(_unknown(record, now))
+                found.append(_closing(record, now, record.get("call_id") in handed_over))
         return found[::-1]
 
     def forget(self) -> None:
@@ -119,7 +124,7 @@ class Ended:
         os.close(self._descriptor)
 
 
-def _unknown(intent: dict[str, Any], now: float) -> Record:
+def _closing(intent: dict[str, Any], now: float, goes_on: bool) -> Record:
     return Record(
         "outcome",
         str(intent.get("call_id", "")),
@@ -131,8 +136,8 @@ def _unknown(intent: dict[str, Any], now: float) -> Record:
         arguments={"run": intent.get("run")},
         registry=intent.get("registry"),
         policy=intent.get("policy"),
-        code="unknown",
-        reason=ENDED,
+        code=HANDED_OVER if goes_on else "unknown",
+        reason=GOES_ON if goes_on else ENDED,
         time=now,
     )
 

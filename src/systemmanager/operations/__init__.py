@@ -4,6 +4,7 @@ from importlib import import_module
 
 AREAS = (
     "fleet",
+    "jobs",
     "system",
     "network",
     "diagnostics",

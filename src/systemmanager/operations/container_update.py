@@ -82,6 +82,7 @@ async def plan_update(docker: Docker, name_or_id: ContainerName, pull_latest: bo
     risk=Risk.CRITICAL,
     timeout=600,
     plan=plan_update,
+    job="once",
     open_world=True,
 )
 async def update_docker_container(

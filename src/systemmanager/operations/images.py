@@ -150,6 +150,7 @@ async def plan_pull(docker: Docker, image_name: ImageName, tag: ImageTag = "late
     scope="docker:admin",
     capability="docker:admin",
     risk=Risk.CRITICAL,
+    job="again",
     timeout=600,
     roles={"image": "image_name"},
     open_world=True,

@@ -113,6 +113,7 @@ async def _rehearsed(shell: Shell, package: str | None) -> Rehearsed:
     timeout=1800,
     open_world=True,
     plan=plan_updates,
+    job="steps",
 )
 async def update_system_packages(shell: Shell, auto_approve: AutoApprove = False) -> PackageWork:
     """Update all packages of a machine."""
@@ -129,6 +130,7 @@ async def update_system_packages(shell: Shell, auto_approve: AutoApprove = False
     selection="required",
     open_world=True,
     plan=plan_updates,
+    job="steps",
 )
 async def update_packages(shell: Shell) -> PackageWork:
     """Update all packages on several machines at once."""
@@ -143,6 +145,7 @@ async def update_packages(shell: Shell) -> PackageWork:
     timeout=1800,
     open_world=True,
     plan=plan_install,
+    job="steps",
 )
 async def install_package(shell: Shell, package_name: InstallName, auto_approve: AutoApprove = False) -> PackageWork:
     """Install one package, or bring it to its newest version."""

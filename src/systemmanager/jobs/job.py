@@ -1,0 +1,90 @@
+"""One job while a process works on it: what the runner tells it, and what is written down of that."""
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import structlog
+
+from systemmanager.jobs.store import MOST_OUTPUT, JobStore
+from systemmanager.ports import Following
+from systemmanager.shaping import Reply, TargetReply
+
+LONGEST_SAID = 200
+
+log = structlog.get_logger("systemmanager")
+
+
+def spool_of(job: str, target: str) -> str:
+    """A name for what a job leaves on a target; two targets may be one machine."""
+    return sha256(f"{job} {target}".encode()).hexdigest()[:16]
+
+
+class Job:
+    """`leaving`: this process ends, and another one goes on with the job; `stopped`: somebody wants it to end."""
+
+    def __init__(self, store: JobStore, id: str, tool: str, subject: str, targets: tuple[str, ...]) -> None:
+        self._store = store
+        self.id, self.tool, self.subject, self.targets = id, tool, subject, targets
+        self.leaving = self.stopped = False
+        self.results: dict[str, TargetReply] = {}
+        self.said = ""
+        self.task: asyncio.Task[Reply] | None = None
+        self._outputs: dict[str, str] = {}
+        self._unwritten: set[str] = set()
+
+    async def following(self, target: str) -> Following:
+        """What ties a command on one target to this job."""
+        kept = await asyncio.to_thread(self._store.kept, self.id, target)
+        self._outputs[target] = ""  # a command that is taken up tells all of its output again
+
+        def heard(text: str) -> None:
+            before = self._outputs[target]
+            self._outputs[target] = (before + text)[:MOST_OUTPUT]
+            self._unwritten.add(target)
+
+        def keep(name: str, value: Any) -> None:
+            self._store.keep(self.id, target, name, value)
+            kept[name] = value
+
+        return Following(id=spool_of(self.id, target), heard=heard, kept=kept, keep=keep, leaving=lambda: self.leaving)
+
+    def tell(self, message: str) -> None:
+        self.said = message[:LONGEST_SAID]
+
+    async def ended_on(self, result: TargetReply) -> None:
+        """One target has ended and is not to be done again. Never raises: what can't be written is asked for again."""
+        self.results[result.target] = result
+        await self._try(self._store.ended_on, self.id, result.target, result.as_dict())
+
+    async def flush(self) -> None:
+        """Bring to the disk what was heard and told since the last time. Never raises."""
+        outputs: Mapping[str, str] = {target: self._outputs[target] for target in self._unwritten}
+        self._unwritten.clear()
+        await self._try(self._store.says, self.id, self.said, outputs)
+
+    async def end(self, state: str) -> None:
+        """Never raises."""
+        await self.flush()
+        await self._try(self._store.end, self.id, state)
+
+    async def _try(self, write: Any, *values: Any) -> None:
+        try:
+            await asyncio.to_thread(write, *values)
+        except sqlite3.Error as error:
+            log.error("the state of a job can't be written", job=self.id, error=str(error))
+
+    def so_far(self) -> Reply:
+        """The answer while it runs."""
+        about = {"id": self.id, "state": "running", "done": len(self.results), "of": len(self.targets)}
+        if self.said:
+            about["said"] = self.said
+        return Reply(self.id, self.tool, list(self.results.values()), job=about)
+
+    def cut_off(self, code: str, message: str) -> Reply:
+        """The answer of one that was ended before all its targets were."""
+        error = {"code": code, "message": message, "retryable": False}
+        left = [TargetReply(id, error=error) for id in self.targets if id not in self.results]
+        return Reply(self.id, self.tool, [*self.results.values(), *left])
