@@ -41,7 +41,7 @@ from systemmanager.redaction import Redactor
 from systemmanager.refusal import refusal
 from systemmanager.registry import Registry
 from systemmanager.request import NOT_FROZEN, Answer, Decision, Load, Principal, Request, Verdict
-from systemmanager.rollout import rolled_out
+from systemmanager.rollout import carried_out
 from systemmanager.running import Opener, Runner
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import Target
@@ -152,7 +152,7 @@ class Gateway:
             return await self.jobs.begin(call, requests, decisions, arguments), requests, decisions
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
-            replies = await self.done(call, requests, decisions, told)
+            replies = await carried_out(self, call, requests, decisions, told)
             await advise(call, replies, self.models or ((sample,) if sample else ()), self.journal)
             return replies
 
@@ -310,28 +310,6 @@ class Gateway:
         if planned is not None:
             requests = [replace(request, plan=planned.shown) for request in requests]
         return await settle(self.desk, call, requests, decisions, judged, approve, elicit, self.planner.moved)
-
-    async def done(
-        self, call: Call, requests: list[Request], decisions: list[Decision], told: Told
-    ) -> list[TargetReply]:
-        """What was decided is planned, or carried out, in waves where the call wants them."""
-        if call.shared.dry_run:
-            return await self._previews(call, requests, decisions)
-        decisions = await self.planner.claim(call, decisions)
-        if call.shared.strategy is None:
-            return await self.runner.results(call, requests, decisions, told)
-        pairs = list(zip(requests, decisions, strict=True))
-        return await rolled_out(self, call, call.shared.strategy, pairs, told)
-
-    async def _previews(
-        self, call: Call, requests: Sequence[Request], decisions: Sequence[Decision]
-    ) -> list[TargetReply]:
-        """A dry run's answers; what was looked at for a plan is on record."""
-        found = await self.planner.preview(call, requests, decisions)
-        for request, reply in found:
-            if request.plan is not None:
-                await self.journal.outcome(call, request, reply)
-        return [reply for _, reply in found]
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 

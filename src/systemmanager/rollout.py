@@ -14,7 +14,23 @@ if TYPE_CHECKING:
     from systemmanager.gateway import Gateway
 
 
-async def rolled_out(
+async def carried_out(
+    gateway: "Gateway", call: Call, requests: list[Request], decisions: list[Decision], told: Told
+) -> list[TargetReply]:
+    """The answers of a decided call: planned only, or done, in waves where the call wants them."""
+    if call.shared.dry_run:
+        found = await gateway.planner.preview(call, requests, decisions)
+        for request, reply in found:
+            if request.plan is not None:  # what was looked at for a plan is on record
+                await gateway.journal.outcome(call, request, reply)
+        return [reply for _, reply in found]
+    decisions = await gateway.planner.claim(call, decisions)
+    if call.shared.strategy is None:
+        return await gateway.runner.results(call, requests, decisions, told)
+    return await _rolled_out(gateway, call, call.shared.strategy, list(zip(requests, decisions, strict=True)), told)
+
+
+async def _rolled_out(
     gateway: "Gateway", call: Call, strategy: Strategy, pairs: Sequence[tuple[Request, Decision]], told: Told
 ) -> list[TargetReply]:
     """The answers of a call in waves, in the order of its targets.

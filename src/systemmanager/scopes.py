@@ -26,6 +26,9 @@ SCOPES: dict[str, str] = {
     "audit:read": "the gateway's audit log",
 }
 
+CHANGING = tuple(sorted(name for name in SCOPES if name.rpartition(":")[2] != "read"))
+"""All that are for more than reading."""
+
 ALIASES: dict[str, str] = {
     "container:control": "container:write",
     "docker:read": "container:read",

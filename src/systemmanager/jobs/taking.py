@@ -17,6 +17,7 @@ from systemmanager.jobs.life import principal_of
 from systemmanager.jobs.store import JobRow
 from systemmanager.journal import Call, Entry
 from systemmanager.request import Decision, Request
+from systemmanager.rollout import carried_out
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.telling import Told
 
@@ -66,6 +67,6 @@ async def take_up(gateway: Gateway, row: JobRow, job: Job) -> Reply:
         if call.shared.strategy is not None and failures > call.shared.strategy.max_failures:
             why = NotStarted(f"{failures} targets had failed before the gateway stopped", hint="Mend those first.")
             return [*before, *(TargetReply(one.target.id, error=why.as_dict()) for one in requests)]
-        return before + await gateway.done(call, requests, decisions, Told(None, also=job.tell))
+        return before + await carried_out(gateway, call, requests, decisions, Told(None, also=job.tell))
 
     return await gateway.answer(entry, decided, results)

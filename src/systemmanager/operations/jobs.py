@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints
 from systemmanager.operation import Risk, operation
 from systemmanager.params import Cursor, Limit
 from systemmanager.ports import Fleet, Foreign, FreeText, Page, Result
+from systemmanager.scopes import CHANGING
 
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 JobState = Literal["running", "done", "failed", "cancelled", "interrupted"]
@@ -79,7 +80,7 @@ async def job_output(
     return JobOutput(**found, output=text[start:end], total=len(text), next=str(end) if more else None)
 
 
-@operation(scope=None, risk=Risk.MODERATE, changes=True, timeout=20)
+@operation(scope=CHANGING, risk=Risk.MODERATE, timeout=20)
 async def job_cancel(fleet: Fleet, job_id: JobId) -> JobStatus:
     """End a job of yours; what it runs on targets is ended, too. What is done already stays done."""
     return JobStatus(**await fleet.cancel_job(job_id))

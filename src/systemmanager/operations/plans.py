@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 from systemmanager.errors import NotFound
 from systemmanager.operation import Risk, operation
 from systemmanager.ports import Fleet, Result
-from systemmanager.scopes import SCOPES
+from systemmanager.scopes import CHANGING
 
 PlanId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Field(description="From a dry_run.")]
 GONE = "there is no such plan: it was carried out, is older than 30 minutes, or is not yours"
@@ -18,7 +18,7 @@ class Applied(Result):
 
 
 @operation(
-    scope=tuple(sorted(scope for scope in SCOPES if scope.rpartition(":")[2] != "read")),
+    scope=CHANGING,
     risk=Risk.CRITICAL,
     approval=False,
     idempotent=False,

@@ -135,6 +135,7 @@ async def plan_removal(stacks: Stacks, stack_name: StackName, remove_volumes: bo
     capability="stack:deploy",
     risk=Risk.CRITICAL,
     timeout=900,
+    job="again",
     roles={"repo": "repo_url"},
     open_world=True,
     plan=plan_deployment,
@@ -170,7 +171,9 @@ async def update_stack(stacks: Stacks, stack_name: StackName) -> StackDeployment
         return await deploy(stacks, wanted, kept.given)
 
 
-@operation(scope="stack:deploy", capability="stack:deploy", risk=Risk.CRITICAL, timeout=180, plan=plan_removal)
+@operation(
+    scope="stack:deploy", capability="stack:deploy", risk=Risk.CRITICAL, timeout=180, job="again", plan=plan_removal
+)
 async def remove_stack(stacks: Stacks, stack_name: StackName, remove_volumes: bool = False) -> StackRemoval:
     """Remove a stack's containers and networks; its volumes only with remove_volumes."""
     async with stacks.alone(stack_name):

@@ -38,7 +38,6 @@ from systemmanager.server import systemd
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, peer
 from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
 from systemmanager.server.changes import Changes
-from systemmanager.server.chat import Chat
 from systemmanager.server.guard import Guard, GuardedServer
 from systemmanager.server.listing import Listing
 from systemmanager.server.own_files import of_gateway, of_targets
@@ -311,6 +310,8 @@ def models_of(settings: Settings, freezer: Freezer) -> tuple[Model, ...]:
     url, model, key = settings.ai_url, settings.ai_model, settings.ai_key
     if url is None or model is None:
         return ()
+    from systemmanager.server.chat import Chat
+
     return (Chat(url, model, key.get_secret_value() if key else None, freezer),)
 
 
