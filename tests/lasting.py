@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from systemmanager.ports import Following
+from systemmanager.following import Following
 
 
 @dataclass

@@ -11,7 +11,8 @@ TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 VOCABULARY = {
-    "addresses", "errors", "fencing", "params", "plan", "ports", "operation", "references", "target", "request",
+    "addresses", "errors", "fencing", "following", "params", "plan", "ports", "operation", "references", "target",
+    "request",
     "scopes", "stacks",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from systemmanager.following import Following
+
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
 
@@ -58,21 +60,6 @@ class Output:
     stdout: str
     stderr: str
     truncated: bool = False
-
-
-@dataclass(slots=True)
-class Following:
-    """What ties a long command to its job.
-
-    `id` names its spool on the target; `heard` gets its output as it comes; `kept` holds what earlier runs of the same
-    job remembered, `keep` makes a value durable; with `leaving` a cancelled command goes on, to be taken up later.
-    """
-
-    id: str
-    heard: Callable[[str], None]
-    kept: Mapping[str, Any]
-    keep: Callable[[str, Any], None]
-    leaving: Callable[[], bool]
 
 
 class Shell(Protocol):

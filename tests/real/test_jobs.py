@@ -62,10 +62,11 @@ async def asked(there: Served, tool: str, **arguments: Any) -> dict[str, Any]:
         return found
 
 
-def approve(folder: Path, id: str) -> None:
-    command = [sys.executable, "-m", "systemmanager", "approvals", "approve", id, "--yes"]
+def command(folder: Path, *words: str) -> None:
+    """What the operator types at the gateway's own terminal."""
     given = environment(folder, SYSTEMMANAGER_SHARED_SECRET=SECRET, SYSTEMMANAGER_BASE_URL=AUDIENCE)
-    subprocess.run(command, env=given, check=True, capture_output=True, timeout=60)
+    argv = [sys.executable, "-m", "systemmanager", *words]
+    subprocess.run(argv, env=given, check=True, capture_output=True, timeout=60)
 
 
 def begun(gateway: Running, folder: Path) -> str:
@@ -73,7 +74,7 @@ def begun(gateway: Running, folder: Path) -> str:
     there, call = Served(gateway.url), {"target": "web-01", "auto_approve": True, "wait": 0, "idempotency_key": "k"}
     held = run(asked(there, "update_system_packages", **call))
     id = held["results"][0]["error"]["details"]["approval_id"]
-    approve(folder, id)
+    command(folder, "approvals", "approve", id, "--yes")
     return str(run(asked(there, "update_system_packages", **call, approval_id=id))["job"]["id"])
 
 
@@ -101,8 +102,7 @@ def judge(gateway: Running, folder: Path, job: str) -> None:
     assert phases["intent"] == phases["outcome"] >= 1
     again = run(asked(there, "update_system_packages", target="web-01", auto_approve=True, idempotency_key="k"))
     assert again["call_id"] == job and again["ok"]
-    command = [sys.executable, "-m", "systemmanager", "audit", "verify"]
-    subprocess.run(command, env=environment(folder), check=True, capture_output=True, timeout=60)
+    command(folder, "audit", "verify")
 
 
 @pytest.mark.parametrize("round", range(4))
@@ -134,7 +134,7 @@ def test_a_job_that_is_ended_ends_on_the_target(upgrading: Path, tmp_path: Path)
         deadline = time.monotonic() + 20
         while not (tmp_path / "effects").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        status = run(asked(there, "job_cancel", job_id=job))["results"][0]["data"]
-        assert status["state"] == "cancelled"
+        command(tmp_path, "call", "job_cancel", f"job_id={job}", "--yes")
+        assert run(ended(there, job))["state"] == "cancelled"
         time.sleep(LINES * 0.05 + 0.5)  # so long it would have run on
         assert (tmp_path / "effects").read_text().splitlines() == ["begun"]

@@ -17,7 +17,8 @@ import anyio
 from systemmanager.errors import CommandFailed, CommandMissing, ConnectionLost, EndedUnknown, TargetError, Unreachable
 from systemmanager.executors import spool
 from systemmanager.executors.bounded import Collected, finished, tail, with_privilege
-from systemmanager.ports import Following, Output
+from systemmanager.following import Following
+from systemmanager.ports import Output
 from systemmanager.request import Permit
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
+from systemmanager.following import Following
 from systemmanager.jobs.store import MOST_OUTPUT, JobStore
-from systemmanager.ports import Following
 from systemmanager.shaping import Reply, TargetReply
 
 LONGEST_SAID = 200
