@@ -23,6 +23,7 @@ case "$*" in
 *-s*|*update*) exit 0;;
 esac
 echo begun >>'{effects}'
+while [ -e '{effects}.hold' ]; do sleep 0.05; done
 i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo "step $i of {lines}"; sleep 0.05; done
 echo ended >>'{effects}'
 """
@@ -129,6 +130,7 @@ def test_a_gateway_that_is_stopped_leaves_its_job_running(upgrading: Path, tmp_p
 
 
 def test_a_job_that_is_ended_ends_on_the_target(upgrading: Path, tmp_path: Path) -> None:
+    (tmp_path / "effects.hold").touch()
     with serving(tmp_path, settings(upgrading)) as gateway:
         job, there = begun(gateway, tmp_path), Served(gateway.url)
         deadline = time.monotonic() + 20
@@ -136,5 +138,6 @@ def test_a_job_that_is_ended_ends_on_the_target(upgrading: Path, tmp_path: Path)
             time.sleep(0.05)
         command(tmp_path, "call", "job_cancel", f"job_id={job}", "--yes")
         assert run(ended(there, job))["state"] == "cancelled"
+        (tmp_path / "effects.hold").unlink()
         time.sleep(LINES * 0.05 + 0.5)  # so long it would have run on
         assert (tmp_path / "effects").read_text().splitlines() == ["begun"]
