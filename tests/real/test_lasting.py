@@ -1,9 +1,12 @@
 """Commands that last, on this machine: what comes back, what ends them, and what does not."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -268,3 +271,12 @@ def test_a_place_that_is_not_its_own_is_refused(tmp_path: Path, job: Follower, k
     with pytest.raises(CommandFailed, match=r"not the gateway's own|can't make"):
         run(shell.detached("apply", "touch", str(tmp_path / "canary")))
     assert not (tmp_path / "canary").exists()
+
+
+def test_whoever_is_killed_where_it_runs_once_and_all_of_its_output_is_heard(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.real.lasting_victim", str(tmp_path), "40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    rounds = json.loads(done.stdout)
+    for one in rounds:
+        shutil.rmtree(base() / f"{one['id']}.apply")
+    assert [one for one in rounds if one["ran"] != "ran\n" or not one["whole"]] == [] and len(rounds) == 40

@@ -52,7 +52,8 @@ begun 0 && echo begun && exit 0
 if [ "$(id -u)" = 0 ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
   { pwd >"$s/cwd" && export -p | sed '/^export \\(SHELLOPTS\\|BASHOPTS\\|_\\)=/d' >"$s/env.$$" &&
     mv "$s/env.$$" "$s/env"; } 2>/dev/null || no "can't write below $b"
-  systemd-run --collect --quiet --unit="$u" -- /bin/sh "$s/run" "$s" "$m" </dev/null >/dev/null 2>&1 && begun 40
+  systemd-run --collect --quiet --unit="$u" -- /usr/bin/env -i /bin/sh "$s/run" "$s" "$m" </dev/null >/dev/null 2>&1 &&
+    begun 40
 fi
 if ! [ -L "$s/begun" ]; then
   command -v setsid >/dev/null || no setsid
@@ -76,12 +77,12 @@ keep() {
   : >"$s/$1.done"
 }
 main() {
+if [ -f "$1/env" ]; then . "$1/env"; read -r d <"$1/cwd" && cd -- "$d"; unset OLDPWD; fi
 s=$1 m=$2
 me=$(born $$) || me=.
 ln -s "$$.$me" "$s/begun" 2>/dev/null || exit 0
 umask 077
 exec </dev/null 2>"$s/said"
-if [ -f "$s/env" ]; then . "$s/env"; read -r d <"$s/cwd" && cd -- "$d"; fi
 mkfifo "$s/o" "$s/e" || { end unwritable; exit; }
 keep out <"$s/o" &
 keep err <"$s/e" &
