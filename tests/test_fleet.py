@@ -134,8 +134,8 @@ def test_a_fault_is_shown_with_its_target(tmp_path: Path) -> None:
 
 def test_a_name_without_a_value_is_told_wherever_its_target_is(tmp_path: Path) -> None:
     """As in the published example without an environment, and for a target whose own id sounds like a secret."""
-    text = (Path(__file__).parent.parent / "targets.example.yaml").read_text().replace("grafana:", "nosecret:").replace('"grafana"', '"nosecret"')
-    (tmp_path / "targets.yaml").write_text(text)
+    text = (Path(__file__).parent.parent / "targets.example.yaml").read_text()
+    (tmp_path / "targets.yaml").write_text(text.replace("  grafana:", "  nosecret:").replace('"grafana"', '"nosecret"'))
     one = gateway(tmp_path)
     one.replace_registry(load(tmp_path / "targets.yaml", {}))
     said = "${GRAFANA_TOKEN} is neither a credential in $CREDENTIALS_DIRECTORY nor set in the environment"

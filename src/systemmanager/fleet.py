@@ -164,13 +164,14 @@ class FleetView:
         gateway = self._gateway
         registry, frozen = gateway.registry, gateway.freezer.now()
         stopped = {"frozen": f"{frozen.parts} by {frozen.by}; systemmanager thaw ends it"} if frozen.anything else {}
+        # In quotes, an id such as `db-password` is not the name of a secret, and what is wrong is not masked.
+        faults = {f"target {id!r}": why for id, why in registry.faults.items()}
         return {
             "version": __version__,
             "targets": len(registry.targets),
             "registry": {"source": registry.source, "version": registry.version},
             "policy": {"source": gateway.policy.source, "version": gateway.policy.version},
-            # In quotes, an id that ends like `db-password` is not the name of a secret, and what is wrong is not masked.
-            "problems": {**stopped, **gateway.degraded, **{f"target {id!r}": why for id, why in registry.faults.items()}},
+            "problems": {**stopped, **gateway.degraded, **faults},
         }
 
 

@@ -1,7 +1,7 @@
 """An operation: one thing the gateway can do, declared once by `@operation` on a function.
 
 Name, description, schemas, rights and risk are all read from that declaration. The function's first parameter is the
-port it needs (`systemmanager.ports`); the others are its arguments, by name.
+port it needs (`systemmanager.ports`); the others are its arguments, by name. A keyword-only `shown` is the gateway's.
 """
 
 import inspect
@@ -60,6 +60,7 @@ class Operation:
     `roles` says which parameters the policy judges: `{"path": "path", "unit": "service_name", "host": "host", ...}`;
     a `host` is connected to, a `name` only asked about.
     `job`: it may outlast its caller, and what becomes of it then.
+    `compares`: it takes `shown`, to compare texts as a caller would see them.
     `without_targets` runs on the Fleet port when the call names no target. `plan` takes what the function takes, only
     looks, and says what the function would do.
     """
@@ -85,6 +86,7 @@ class Operation:
     job: JobKind | None = None
     without_targets: Callable[..., Awaitable[ports.Result]] | None = None
     plan: Callable[..., Awaitable[Plan]] | None = None
+    compares: bool = False
 
     def access_for(self, arguments: Mapping[str, Any]) -> Access:
         """What this use demands, by the value of the deciding parameter where there is one."""
@@ -153,6 +155,7 @@ def _signature(function: Callable[..., Any]) -> tuple[str, type[BaseModel], type
     fields: dict[str, Any] = {
         parameter.name: (hints[parameter.name], ... if parameter.default is parameter.empty else parameter.default)
         for parameter in rest
+        if parameter.kind is not parameter.KEYWORD_ONLY
     }
     config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
     model: type[BaseModel] = create_model(f"{function.__name__}_arguments", __config__=config, **fields)
@@ -222,6 +225,7 @@ def _operation(function: Callable[..., Any], selection: Selection, **declared: A
         arguments=arguments,
         result=result,
         selection="none" if port == "Fleet" else selection,
+        compares="shown" in inspect.signature(function).parameters,
         foreign=places(result, fenced=False),
         fences=places(result, fenced=True),
         **declared,

@@ -40,6 +40,11 @@ FreeText = Annotated[str, Foreign(fenced=True)]
 """Logs, files, bodies: text that could pass for more than one field, and for instructions."""
 
 
+Shown = Callable[[str], str]
+"""How a text looks once its secrets are masked. Whoever compares a caller's text with a target's has to compare it with
+that: else a secret that is never shown can be guessed letter by letter."""
+
+
 class Page(Result):
     """The base of every answer that holds a list."""
 

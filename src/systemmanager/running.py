@@ -164,13 +164,14 @@ class Runner:
         return InternalError(f"{call.operation.name} failed on {request.target.id!r}").as_dict()
 
     async def _within_deadline(self, call: Call, run: Run, permit: Permit, slots: Slots, work: Work) -> Result:
-        target = run.request.target
+        operation, target = call.operation, run.request.target
         fleet = nullcontext(self._fleet(call.principal)) if target is gateway_target() else None
+        given = {"shown": call.redactor.text} if operation.compares and work is operation.function else {}
         shared = self.shares.hold(call.principal.subject)
         try:
             async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, shared:
-                async with fleet or self._open(permit, call.operation.port) as port:
-                    return await work(port, **call.arguments)
+                async with fleet or self._open(permit, operation.port) as port:
+                    return await work(port, **call.arguments, **given)
         except TimeoutError as error:
             if run.deadline is None or not run.deadline.expired():
                 raise

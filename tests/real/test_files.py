@@ -67,7 +67,7 @@ def test_reading_goes_on_where_it_stopped(root: Path) -> None:
     offset: str | None = "0"
     while offset is not None:
         part = ask(root, "read", path, lines=100, offset=int(offset))
-        assert part["first_line"] == int(offset) and part["size"] == path.stat().st_size
+        assert part["first_line"] == int(offset) + 1 and part["size"] == path.stat().st_size
         lines += part["text"].split("\n")
         offset = part.get("next")
     assert lines == [f"line {number}" for number in range(250)]
@@ -111,7 +111,7 @@ def test_a_line_without_end_is_cut_and_says_so(root: Path) -> None:
     text = ask(root, "read", path)["text"].split("\n")
     assert (text[0], text[-1], len(text)) == ("first", "last", 3)
     assert text[1].endswith("[line cut]") and len(text[1]) < 2100
-    assert ask(root, "search", path, pattern="last")["matches"] == [{"line": 2, "text": "last"}]
+    assert ask(root, "search", path, pattern="last")["matches"] == [{"line": 3, "text": "last"}]
     path.write_bytes(b"y" * 20_000_000)
     assert len(ask(root, "tail", path)["text"]) <= 2000
 
@@ -129,12 +129,12 @@ def test_lines_are_found_by_text_with_wildcards(root: Path) -> None:
     path = root / "a.log"
     path.write_text("GET /a 200\nPOST /login 500\nGET /b [500] ok\nnothing\n" * 10_000)
     found = ask(root, "search", path, pattern="post*500", lines=3)
-    assert [match["line"] for match in found["matches"]] == [1, 5, 9]
+    assert [match["line"] for match in found["matches"]] == [2, 6, 10]
     assert found["next"] == "13"
     rest = ask(root, "search", path, pattern="post*500", lines=3, offset=39_990)
-    assert [match["line"] for match in rest["matches"]] == [39_993, 39_997]
+    assert [match["line"] for match in rest["matches"]] == [39_994, 39_998]
     assert "next" not in rest
-    assert ask(root, "search", path, pattern="[500]", lines=1)["matches"][0]["line"] == 2
+    assert ask(root, "search", path, pattern="[500]", lines=1)["matches"][0]["line"] == 3
     assert ask(root, "search", path, pattern="500*post")["matches"] == []
 
 
@@ -189,3 +189,30 @@ def test_answers_are_marked_untrusted_and_escapes_are_made_visible(root: Path) -
     assert result["untrusted"] is True
     assert "\x1b" not in result["data"]["text"] and "\u202e" not in result["data"]["text"]
     assert {record["phase"] for record in records(root.parent)} >= {"outcome"}
+
+
+def test_a_search_does_not_tell_what_is_masked(root: Path) -> None:
+    """Else a secret that is never shown is found letter by letter, by whether a line or a name matches."""
+    path = root / "app.env"
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\n-----END OPENSSH PRIVATE KEY-----\n"
+    path.write_text(f"user=me\npassword=hunter21000\n{key}debug=hunter2\n")
+    found = [ask(root, "search", path, pattern=pattern) for pattern in ("hunter21", "hunterX", "b3Bl*", "*v1000")]
+    assert {str(one["matches"]) for one in found} == {"[]"} and not any("next" in one for one in found)
+    seen = [hit for pattern in ("hunter2", "PASS") for hit in ask(root, "search", path, pattern=pattern)["matches"]]
+    assert [hit["line"] for hit in seen] == [6, 2] and "hunter21000" not in str(seen)
+    (root / "x-password=hunter21000").write_text("")
+    assert ask(root, "search", root, pattern="*hunter21*")["entries"] == []
+    assert ask(root, "list", root, pattern="*hunter21*")["total"] == 0
+
+
+def test_lines_of_another_system_end_where_they_end(root: Path) -> None:
+    (root / "dos.txt").write_bytes(b"a\r\nb\r\n")
+    assert ask(root, "read", root / "dos.txt")["text"] == ask(root, "tail", root / "dos.txt")["text"] == "a\nb"
+    assert ask(root, "search", root / "dos.txt", pattern="b")["matches"] == [{"line": 2, "text": "b"}]
+
+
+@pytest.mark.parametrize("action", ["read", "tail", "search"])
+def test_behind_the_end_the_answer_says_where_the_end_is(root: Path, action: str) -> None:
+    path = numbered(root / "a.log", 12)
+    assert ask(root, action, path, offset=12)["note"] == "The file has 12 lines."
+    assert "note" not in ask(root, action, path, offset=11)

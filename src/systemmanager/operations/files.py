@@ -1,6 +1,7 @@
 """Files below a target's allowed paths: list, inspect, read, show the end, search. No file is read whole."""
 
 import stat
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from pydantic import Field
 from systemmanager.operation import Risk, operation
 from systemmanager.operations import text_files
 from systemmanager.params import AbsolutePath, LineCount, NotBoolean, Pattern
-from systemmanager.ports import FileInfo, FileKind, Files, ForeignText, FreeText, Result
+from systemmanager.ports import FileInfo, FileKind, Files, ForeignText, FreeText, Result, Shown
 
 MAX_PAGE = 1000
 MAX_LISTED = 10_000
@@ -43,7 +44,7 @@ class FileAnswer(Result):
     entries: list[FileEntry] | None = Field(default=None, description="list and search; names relative to path.")
     text: FreeText | None = None
     matches: list[MatchingLine] | None = None
-    first_line: int | None = Field(default=None, description="Lines count from 0.")
+    first_line: int | None = Field(default=None, description="Lines count from 1.")
     size: int | None = Field(default=None, description="Bytes of the whole file.")
     content: str | None = Field(default=None, description="Why there is no text: gzip, binary ...")
     total: int | None = None
@@ -70,23 +71,25 @@ async def file_operations(
         Pattern,
         Field(description="For list and search, ignoring case: a glob of names; in a file, text with * for anything."),
     ] = "*",
+    *,
+    shown: Shown = str,
 ) -> FileAnswer:
     """List a folder, read a file or its end, or search: names below a folder, or lines of a file that hold a text."""
     match action:
         case "info":
             return FileAnswer(path=path, info=_entry(await files.info(path), path, full=True))
         case "list":
-            return await _list(files, path, lines, offset, pattern)
+            return await _list(files, path, lines, offset, _Names(pattern, shown))
         case "search" if (await files.info(path)).kind == "directory":
-            return await _search_names(files, path, lines, offset, pattern)
+            return await _search_names(files, path, lines, offset, _Names(pattern, shown))
         case _:
-            return await _lines(files, path, action, lines, offset, pattern)
+            return await _lines(files, path, action, lines, offset, pattern, shown)
 
 
-async def _list(files: Files, path: str, count: int, offset: int, pattern: str) -> FileAnswer:
+async def _list(files: Files, path: str, count: int, offset: int, wanted: "_Names") -> FileAnswer:
     listed = await files.list(path)
     named = [(_relative(info.path, path), info) for info in listed]
-    matching = [(name, info) for name, info in named if _matches(name, pattern)]
+    matching = [(name, info) for name, info in named if wanted.match(name)]
     note = f"Only the first {MAX_LISTED} names of the folder were looked at." if len(listed) >= MAX_LISTED else None
     return _page(path, matching, count, offset, note)
 
@@ -105,7 +108,7 @@ def _page(path: str, found: list[tuple[str, FileInfo]], count: int, offset: int,
     )
 
 
-async def _search_names(files: Files, path: str, count: int, offset: int, pattern: str) -> FileAnswer:
+async def _search_names(files: Files, path: str, count: int, offset: int, wanted: "_Names") -> FileAnswer:
     """Names below a folder, breadth first; links are listed but not followed."""
     found: list[tuple[str, FileInfo]] = []
     folders, seen, skipped, cut = [(path, 0)], 0, 0, False
@@ -120,7 +123,7 @@ async def _search_names(files: Files, path: str, count: int, offset: int, patter
         for info in listed or ():
             seen += 1
             name = _relative(info.path, path)
-            if _matches(name if "/" in pattern else name.rpartition("/")[2], pattern):
+            if wanted.match(name, below=True):
                 found.append((name, info))
             if info.kind == "directory" and depth < _MAX_DEPTH:
                 folders.append((info.path, depth + 1))
@@ -141,7 +144,13 @@ async def _listed(files: Files, folder: str, *, top: bool) -> "list[FileInfo] | 
 
 
 async def _lines(
-    files: Files, path: str, action: Literal["read", "tail", "search"], count: int, offset: int, pattern: str
+    files: Files,
+    path: str,
+    action: Literal["read", "tail", "search"],
+    count: int,
+    offset: int,
+    pattern: str,
+    shown: Shown,
 ) -> FileAnswer:
     info = await files.info(path)
     reader = text_files.Reader(files, path)
@@ -152,14 +161,14 @@ async def _lines(
     elif action == "tail":
         part = await text_files.last_lines(reader, info.size, count, offset)
     else:
-        part = await text_files.matching_lines(reader, pattern, offset, min(count, MAX_PAGE))
+        part = await text_files.matching_lines(reader, pattern, offset, min(count, MAX_PAGE), shown)
     names = f"The file has {info.links} names (hard links)." if info.links > 1 else None
-    found = [MatchingLine(line=number, text=text) for number, text in part.lines]
+    found = [MatchingLine(line=number + 1, text=text) for number, text in part.lines]
     return FileAnswer(
         path=path,
         text=part.text if action != "search" else None,
         matches=found if action == "search" else None,
-        first_line=offset if action == "read" else None,
+        first_line=offset + 1 if action == "read" else None,
         size=info.size,
         truncated=part.more or None,
         next=str(part.next) if part.more else None,
@@ -167,8 +176,19 @@ async def _lines(
     )
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return pattern == "*" or fnmatchcase(name.lower(), pattern.lower())
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """A glob of names, ignoring case; one with a slash is of paths below the folder."""
+
+    pattern: str
+    shown: Shown
+
+    def match(self, name: str, *, below: bool = False) -> bool:
+        if self.pattern == "*":
+            return True
+        name = name.rpartition("/")[2] if below and "/" not in self.pattern else name
+        wanted = self.pattern.lower()
+        return fnmatchcase(name.lower(), wanted) and fnmatchcase(self.shown(name).lower(), wanted)
 
 
 def _relative(path: str, folder: str) -> str:

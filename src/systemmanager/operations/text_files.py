@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from systemmanager.errors import NotFound, PathOutside, PrivilegeRequired, Unsupported
-from systemmanager.ports import Files
+from systemmanager.ports import Files, Shown
 
 BLOCK = 256 * 1024
 SAMPLE = 8192
@@ -75,7 +75,8 @@ def kind_of(sample: bytes, *, start: bool) -> str | None:
 
 
 def line_text(line: bytes) -> str:
-    """One line for people; a long one is cut and says so."""
+    """One line for people, without the CR of a file from elsewhere; a long one is cut and says so."""
+    line = line.removesuffix(b"\r")
     if len(line) <= MAX_LINE:
         return line.decode("utf-8", "replace")
     return line[:MAX_LINE].decode("utf-8", "ignore") + CUT
@@ -122,7 +123,12 @@ async def lines_from(reader: Reader, offset: int, count: int) -> Part:
             kept.append(text)
             size += len(text) + 1
         skipped = offset
-    return Part("\n".join(kept))
+    return Part("\n".join(kept), note=None if kept else _how_many(skipped))
+
+
+def _how_many(lines: int) -> str | None:
+    """Said where the offset lies behind the end."""
+    return f"The file has {lines} lines." if lines else None
 
 
 async def last_lines(reader: Reader, size: int, count: int, offset: int) -> Part:
@@ -147,11 +153,15 @@ async def last_lines(reader: Reader, size: int, count: int, offset: int) -> Part
         held += len(text) + 1
     more = position > 0 or len(lines) > offset + len(kept)
     note = f"Only the last {_MAX_TAIL >> 20} MiB were looked at." if position > 0 and breaks <= wanted else None
+    note = note or (None if kept or position > 0 else _how_many(len(lines)))
     return Part("\n".join(reversed(kept)), more=more and bool(kept), next=offset + len(kept), note=note)
 
 
-async def matching_lines(reader: Reader, pattern: str, offset: int, count: int) -> Part:
-    """Lines from line `offset` on that hold `pattern`: its parts between `*` in order, ASCII case ignored."""
+async def matching_lines(reader: Reader, pattern: str, offset: int, count: int, shown: Shown = str) -> Part:
+    """Lines from line `offset` on that hold `pattern`: its parts between `*` in order, ASCII case ignored.
+
+    What is masked in them holds nothing.
+    """
     parts = [part for part in pattern.encode("utf-8", "replace").lower().split(b"*") if part]
     clock, passed, found, size = Budget(), 0, list[tuple[int, str]](), 0
     async for piece in _pieces(reader):
@@ -159,7 +169,7 @@ async def matching_lines(reader: Reader, pattern: str, offset: int, count: int) 
             note = f"Stopped at line {passed} after {clock.seconds:g} s."
             return Part(lines=found, more=True, next=max(passed, offset), note=note)
         for number, line in _hits(piece, parts):
-            if passed + number < offset:
+            if passed + number < offset or not _in_order(_seen(line, shown), parts):
                 continue
             text = line_text(line)
             if len(found) == count or (found and size + len(text) > MAX_TEXT):
@@ -167,7 +177,11 @@ async def matching_lines(reader: Reader, pattern: str, offset: int, count: int) 
             found.append((passed + number, text))
             size += len(text) + 1
         passed += _count(piece)
-    return Part(lines=found)
+    return Part(lines=found, note=_how_many(passed) if passed <= offset else None)
+
+
+def _seen(line: bytes, shown: Shown) -> bytes:
+    return shown(line.decode("utf-8", "replace")).encode("utf-8", "replace").lower()
 
 
 def _hits(piece: bytes, parts: list[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -180,11 +194,19 @@ def _hits(piece: bytes, parts: list[bytes]) -> Iterator[tuple[int, bytes]]:
         start = lowered.rfind(b"\n", 0, hit) + 1
         end = lowered.find(b"\n", hit)
         end = len(piece) if end < 0 else end
-        if _in_order(lowered[start:end], parts):
+        if _in_order(lowered[start:end], parts) and not _in_key(lowered, start):
             number += lowered.count(b"\n", counted, start)
             counted = start
             yield number, piece[start:end]
         at = end + 1
+
+
+def _in_key(lowered: bytes, at: int) -> bool:
+    """Whether a line is one of a private key: that it is a secret can't be seen from the line alone."""
+    begins = lowered.rfind(b"-----begin", 0, at)
+    if begins < 0 or lowered.rfind(b"-----end", begins, at) > begins:
+        return False
+    return b"private key" in lowered[begins : begins + 64].partition(b"\n")[0]
 
 
 def _in_order(line: bytes, parts: list[bytes]) -> bool:
