@@ -19,9 +19,10 @@ from systemmanager.approvals import console, operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
 from systemmanager.errors import ApprovalRefused, GatewayError, NotFound, Unreachable
+from systemmanager.request import Principal
 from systemmanager.server.app import operator
 from tests.serving import Running, Served, serving
-from tests.support import fake_gateway, records, run, target, tcp_server
+from tests.support import fake_gateway, principal, records, run, target, tcp_server
 from tests.test_cli import at_a_terminal, systemmanager
 
 TARGETS = """\
@@ -108,19 +109,45 @@ def test_nonsense_on_the_socket_harms_nothing(tmp_path: Path, line: bytes) -> No
     run(work())
 
 
-def test_the_local_operator_does_not_approve_their_own_request(tmp_path: Path) -> None:
+async def _own(made: Desk, folder: Path, who: Principal, **constraints: Any) -> dict[str, Any]:
+    """What the socket answers to this user's yes, to a call of `who`."""
+    one = target("a", "docker", constraints=constraints)
+    gateway = fake_gateway(folder, lambda permit, name: None, one, desk=made)
+    reply = await gateway.call(who, "pull_docker_image", {"target": "a", "image_name": "nginx"})
+    error = reply.as_dict()["results"][0]["error"]
+    assert ("another terminal" in error["hint"]) == (who.kind == "operator" and not constraints)
+    id = error["details"]["approval_id"]
+    shown = await asyncio.to_thread(operators.ask, folder, {"do": "show", "id": id})
+    words = {"do": "approve", "id": id, "digest": shown["approval"]["digest"]}
+    return await asyncio.to_thread(operators.ask, folder, words)
+
+
+@pytest.mark.parametrize(
+    ("who", "constraints"),
+    [(operator(), {"dual_approval": True}), (principal("admin", subject=operator().subject), {})],
+    ids=["one of two people", "a token with the operator's name"],
+)
+def test_nobody_approves_their_own_request(tmp_path: Path, who: Principal, constraints: dict[str, Any]) -> None:
     async def work() -> None:
         async with desk(tmp_path) as made:
-            gateway = fake_gateway(tmp_path, lambda permit, name: None, target("a", "docker"), desk=made)
-            reply = await gateway.call(operator(), "pull_docker_image", {"target": "a", "image_name": "nginx"})
-            details = reply.as_dict()["results"][0]["error"]["details"]
-            shown = await asyncio.to_thread(operators.ask, tmp_path, {"do": "show", "id": details["approval_id"]})
-            words = {"do": "approve", "id": details["approval_id"], "digest": shown["approval"]["digest"]}
             with pytest.raises(ApprovalRefused, match="can't answer"):
-                await asyncio.to_thread(operators.ask, tmp_path, words)
+                await _own(made, tmp_path, who, **constraints)
 
     run(work())
     assert "approval answer refused" in [one["tool"] for one in records(tmp_path)]
+
+
+def test_the_local_operator_answers_for_their_client_on_stdio(tmp_path: Path) -> None:
+    """A client has no way to the socket; and who is alone on a machine has nobody else to ask."""
+
+    async def work() -> None:
+        async with desk(tmp_path) as made:
+            assert (await _own(made, tmp_path, operator()))["approval"]["state"] == "approved"
+            id = made.store.ask(operator().subject, "tool", {"kind": "operator"}, "d" * 64)[0].id
+            with pytest.raises(ApprovalRefused, match="can't answer"):
+                await made.answer(id, operator().subject, True, "webhook")
+
+    run(work())
 
 
 def test_a_socket_of_a_killed_gateway_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from systemmanager.approvals.store import ApprovalStore
+
 ROOT = Path(__file__).parent.parent
 ADMIN = 'version: "1.0"\ntargets:\n  local: {id: "local", executor: "local", capabilities: ["admin"]}\n'
 BROKEN = """\
@@ -200,7 +202,7 @@ def test_audit_query_filters(tmp_path: Path) -> None:
     assert [json.loads(line)["code"] for line in refused] == ["unknown_tool"]
 
 
-@pytest.mark.parametrize(("answer", "code"), [("n", "approval_required"), ("y", "not_found")])
+@pytest.mark.parametrize(("answer", "code"), [("n", "approval_refused"), ("y", "not_found")])
 def test_a_person_at_the_terminal_is_asked_before_a_critical_call(tmp_path: Path, answer: str, code: str) -> None:
     (tmp_path / "targets.yaml").write_text(ADMIN)
     words = ("call", "install_package", "package_name=no-such-package-here", "--json")
@@ -213,6 +215,9 @@ def test_a_critical_call_without_a_terminal_needs_yes(tmp_path: Path) -> None:
     (tmp_path / "targets.yaml").write_text(ADMIN)
     words = ("call", "install_package", "package_name=no-such-package-here", "--json")
     done = systemmanager(tmp_path, *words, check=1, settings={"SYSTEMMANAGER_TARGETS_CONFIG": "targets.yaml"})
-    assert json.loads(done.stdout)["results"][0]["error"]["code"] == "approval_required"
+    error = json.loads(done.stdout)["results"][0]["error"]
+    assert error["code"] == "approval_required" and "--yes" in error["hint"] and "approvals" not in error["hint"]
+    (file,) = tmp_path.rglob("approvals.sqlite")
+    assert ApprovalStore(file).all() == []  # nobody is asked for what whoever asked can't wait for
     done = systemmanager(tmp_path, *words, "--yes", check=1, settings={"SYSTEMMANAGER_TARGETS_CONFIG": "targets.yaml"})
     assert json.loads(done.stdout)["results"][0]["error"]["code"] != "approval_required"

@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any], l
     ),
     "a path": (
         "file_operations", {"action": "read", "path": "/etc/hosts"}, ("file:read",), {},
-        ["/etc in constraints.paths of 'web'"],
+        ["/etc/hosts in constraints.paths of 'web'"],
     ),
     "host and port": (
         "test_port_connectivity", {"host": "db.lan", "port": 22}, ("network:diag",),

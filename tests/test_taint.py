@@ -162,3 +162,11 @@ def test_readers_are_bounded_and_whoever_was_forgotten_counts_as_a_reader(monkey
     assert len(readers._read) == 3
     assert readers.ago("agent-8") == 0 and readers.ago("agent-9") == 0 and readers.ago("agent-7") == 2
     assert readers.ago("agent-0") == readers.ago("nobody") == 3
+
+
+def test_no_time_without_reading_spares_what_needs_a_yes_anyway(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.ask("logs")
+    reply = run(scene.gateway.call(ON, "pull_docker_image", {"target": "d", "image_name": "nginx", "dry_run": True}))
+    data = reply.as_dict()["results"][0]["data"]
+    assert data["decision"] == "ask" and "is critical" in data["reason"] and " or " not in data["fix"], data

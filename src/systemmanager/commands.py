@@ -18,7 +18,7 @@ from rich.progress import Progress, TextColumn
 import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import freezing, logs, policyfile, registry, replies, terminal
 from systemmanager.audit.record import Record
-from systemmanager.errors import ConfigError, Problem, UnknownTool, did_you_mean
+from systemmanager.errors import ApprovalRefused, ApprovalRequired, ConfigError, Problem, UnknownTool, did_you_mean
 from systemmanager.journal import audit_log
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Request
@@ -249,11 +249,13 @@ async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes:
             async def progress(done: float, total: int, message: str) -> None:
                 bar.update(task, completed=done, total=total, last=message)
 
-            async def approve(requests: Sequence[Request]) -> str | None:
+            async def approve(requests: Sequence[Request]) -> str:
                 bar.stop()
                 return await asyncio.to_thread(_approve, requests, yes)
 
-            reply = await running.gateway.call(app.operator(), tool, arguments, progress=progress, approve=approve)
+            # Who gives an approval, or waits for one, has asked others: then nobody is asked here.
+            here = None if not yes and arguments.keys() & {"approval_id", "approval_wait"} else approve
+            reply = await running.gateway.call(app.operator(), tool, arguments, progress=progress, approve=here)
     if as_json:
         print(json.dumps(reply.as_dict(), ensure_ascii=False))
     else:
@@ -276,15 +278,20 @@ def read_values(tool: str, words: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _approve(requests: Sequence[Request], yes: bool) -> str | None:
-    """Ask the person at the terminal; "" is their no. Without a terminal only `--yes` counts."""
+def _approve(requests: Sequence[Request], yes: bool) -> str:
+    """Who said yes at the terminal. Raises `ApprovalRefused` for their no, `ApprovalRequired` where nobody is there."""
     person = f"{requests[0].principal.subject} at the terminal"
     if yes:
         return person
     if not sys.stdin.isatty():
-        return None
+        raise ApprovalRequired(
+            "it needs a person's yes, and nobody was asked: standard input is no terminal",
+            hint="Call it at a terminal, or with --yes where a script may say it for you.",
+        )
     terminal.print_question(err, requests)
-    return person if err.input("[bold]Do it? \\[y/N] [/bold]").strip().lower() in ("y", "yes") else ""
+    if err.input("[bold]Do it? \\[y/N] [/bold]").strip().lower() not in ("y", "yes"):
+        raise ApprovalRefused("you said no; nothing ran")
+    return person
 
 
 async def explain(given: Settings, asked: dict[str, Any]) -> int:

@@ -125,8 +125,8 @@ class Gateway:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
         `progress` is told after each target of many, and while the call waits for a person. `approve` is asked for the
-        requests that need a person's yes and answers who said it, "" for a no, or None when nobody is there; `elicit`
-        asks whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
+        requests that need a person's yes and answers who said it, or raises as `settle` says; `elicit` asks
+        whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
         rights of that moment, once a person has answered; it raises `Unauthenticated` for a credential that has ended.
         `sample` is the client's model, for where the gateway has none of its own.
         """

@@ -14,7 +14,7 @@ from systemmanager.approvals.answers import NoAnswer
 from systemmanager.approvals.people import listed
 from systemmanager.approvals.question import Question, question_of
 from systemmanager.approvals.store import ApprovalStore, Asked
-from systemmanager.errors import ApprovalRefused, GatewayError, NotFound
+from systemmanager.errors import ApprovalRefused, ApprovalRequired, GatewayError, NotFound
 from systemmanager.journal import Call, Journal
 from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals
@@ -22,7 +22,7 @@ from systemmanager.policy.verdicts import held
 from systemmanager.request import Answer, Decision, Request, Verdict
 
 Judge = Callable[[Request], Decision]
-Approve = Callable[[Sequence[Request]], Awaitable[str | None]]
+Approve = Callable[[Sequence[Request]], Awaitable[str]]
 Elicit = Callable[[Asked], Awaitable[bool | None]]
 Tell = Callable[[float, str], Awaitable[None]]
 Moved = Callable[[Call, Sequence[Request], str | None], Awaitable[Verdict | None]]
@@ -56,22 +56,24 @@ async def settle(
 ) -> Settled:
     """What becomes of a call: with a yes it goes on, else it is held and told how to get one.
 
-    `approve` asks whoever sits at the gateway's terminal; "" is their no, and then nobody else is asked. A call that
-    does not ask, or does only a dry run, is left as it is. `moved` says what is not as it was when the plan was made
-    that the person was shown.
+    `approve` asks whoever sits at the gateway's terminal; when it raises `ApprovalRefused` for their no, or
+    `ApprovalRequired` where nobody sits there, nobody else is asked. A call that does not ask, or does only a dry run,
+    is left as it is. `moved` says what is not as it was when the plan was made that the person was shown.
     """
     if call.shared.dry_run or not _asks(decisions):
         return requests, decisions
     if approve is not None:
-        person = await approve(
-            [one for one, said in zip(requests, decisions, strict=True) if said.answer is Answer.ASK]
-        )
-        if person == "":
-            return requests, decisions
-        if person and (otherwise := await moved(call, requests, requests[0].plan_id)):
+        asked = [one for one, said in zip(requests, decisions, strict=True) if said.answer is Answer.ASK]
+        try:
+            person = await approve(asked)
+        except ApprovalRefused as error:
+            return requests, held(decisions, _refused(error))
+        except ApprovalRequired as error:
+            nobody = Verdict("approval", Answer.ASK, error.message, error.code, error.hint)
+            return requests, held(decisions, nobody)
+        if otherwise := await moved(call, requests, requests[0].plan_id):
             return requests, held(decisions, otherwise)
-        if person:
-            requests, decisions = _approved(requests, decisions, (person,), judge)
+        requests, decisions = _approved(requests, decisions, (person,), judge)
     if desk is None or not _asks(decisions):
         return requests, decisions
     return await desk.settle(call, requests, decisions, judge, elicit, moved)
@@ -253,7 +255,10 @@ class Desk:
             ways = {"operator"} if self.webhook is None else {"operator", "webhook"}
             details["channels"] = [one for one in self.rules().channels if one in ways]
             by_hand = "operator" in details["channels"]
-            how = f"Tell {who}: systemmanager approvals approve {asked.id}. Then" if by_hand else "Once it is given,"
+            at = " (you, at another terminal of this machine, or who else may)" if asked.by_own_hand else ""
+            how = (
+                f"Tell {who}{at}: systemmanager approvals approve {asked.id}. Then" if by_hand else "Once it is given,"
+            )
             how = f"{how} call again, unchanged, with approval_id={asked.id}"
         return Verdict("approval", Answer.ASK, reason, "approval_required", how, details=details)
 

@@ -67,6 +67,12 @@ class Asked:
     state: State
 
     @property
+    def by_own_hand(self) -> bool:
+        """Whether who asked may answer at the gateway's socket. The local operator may, for what their client asked
+        over stdio: a client can't open that socket. It is still one person, so not where two have to say yes."""
+        return self.question.get("kind") == "operator" and self.needed == 1
+
+    @property
     def refuser(self) -> str:
         """Who said no; "" when nobody did."""
         return next((answer.person for answer in self.answers if not answer.approved), "")
@@ -132,13 +138,14 @@ class ApprovalStore:
     def answer(self, id: str, person: str, approved: bool, channel: str, *, digest: str | None = None) -> Asked:
         """Write down one person's answer.
 
-        Raises `ApprovalRefused` for one's own request, a second answer, another digest than asked, or a late one.
+        Raises `ApprovalRefused` for one's own request (but see `by_own_hand`), a second answer, another digest than
+        asked, or a late one.
         """
         with self._file.transaction() as database:
             asked = self._read(database, id)
             if asked.state != "pending":
                 raise ApprovalRefused(f"approval {id} is {asked.state} already")
-            if same(person, asked.subject):
+            if same(person, asked.subject) and not (channel == "operator" and asked.by_own_hand):
                 raise ApprovalRefused(f"{person!r} asked for {id} and can't answer it")
             if digest is not None and digest != asked.digest:
                 raise ApprovalRefused(f"the answer to {id} is for another digest")

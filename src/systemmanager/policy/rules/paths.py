@@ -21,5 +21,5 @@ def paths(request: Request) -> Verdict:
         "paths",
         f"{path} is outside the paths of {request.target.id!r} (allowed: {allowed})",
         "path_outside",
-        f"{path.rpartition('/')[0] or '/'} in constraints.paths of {request.target.id!r}",
+        f"{path} in constraints.paths of {request.target.id!r}",
     )

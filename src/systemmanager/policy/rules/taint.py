@@ -11,6 +11,8 @@ def taint(request: Request) -> Verdict:
         return allow("taint", "no text from targets was read of late")
     if request.approved:
         return allow("taint", f"approved by {request.approved_by}")
+    if request.access.approval or request.demanded:
+        return allow("taint", "needs a person's approval in any case")
     return ask(
         "taint",
         f"{request.principal.subject!r} has read text from targets {max(ago, 0):.0f} s ago, which may hold "
