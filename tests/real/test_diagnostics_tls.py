@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+from systemmanager.errors import Unreachable
 from systemmanager.executors import web
 from systemmanager.operations import certificates
 from tests.real.sites import Pki, closed_port, http_site, silent, tcp_site
 from tests.real.test_diagnostics import answer, error
+from tests.support import run
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,18 @@ def test_what_is_no_tls_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert found["code"] in ("tls_failed", "connection_lost") and "Is it a TLS port?" in found["hint"]
     found = error(tmp_path, "check_ssl_certificate", host="127.0.0.1", port=closed_port())
     assert found["code"] == "unreachable"
+
+
+def test_a_host_that_never_accepts_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "HANDSHAKE", 0.05)
+
+    class Silent:
+        async def connect(self, host: str, port: int, timeout: float) -> Any:
+            await anyio.sleep(timeout)
+            raise Unreachable(f"{host}:{port} did not answer within {timeout:g} s")
+
+    with pytest.raises(Unreachable, match="did not answer"):
+        run(certificates.check_ssl_certificate(Silent(), "silent.example"))  # type: ignore[arg-type]
 
 
 def test_a_server_that_never_shakes_hands_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import asyncssh
 
 from systemmanager.addresses import parse
 from systemmanager.errors import ConnectionLost, TargetError
-from systemmanager.executors.ssh_dial import Client, dial
+from systemmanager.executors.ssh_dial import CONNECT_TIMEOUT, Client, dial
 from systemmanager.target import SshConnection, Target
 
 T = TypeVar("T")
@@ -264,7 +264,9 @@ class Connections:
         connection = ssh(target)
         gate = self._gates.setdefault(outer or (connection.host, connection.port), asyncio.Semaphore(CONNECTS))
         async with gate:
-            made, client = await dial(connection, outer.connection if outer else None, self._known_hosts)
+            # Below the deadline of the target's calls, so that they can tell who did not answer.
+            within = min(CONNECT_TIMEOUT, 0.75 * (target.constraints.timeout or CONNECT_TIMEOUT))
+            made, client = await dial(connection, outer.connection if outer else None, self._known_hosts, within)
         return Kept(target, made, client, outer)
 
     async def retire(self, targets: Iterable[Target]) -> None:

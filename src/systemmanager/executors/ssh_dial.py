@@ -98,16 +98,21 @@ class Client(asyncssh.SSHClient):
 
 
 async def dial(
-    connection: SshConnection, tunnel: asyncssh.SSHClientConnection | None, known_hosts: tuple[Path, ...]
+    connection: SshConnection,
+    tunnel: asyncssh.SSHClientConnection | None,
+    known_hosts: tuple[Path, ...],
+    within: float = CONNECT_TIMEOUT,
 ) -> tuple[asyncssh.SSHClientConnection, Client]:
-    """Connect, through `tunnel` where there is one. Raises `TargetError`."""
+    """Connect within so many seconds, through `tunnel` where there is one. Raises `TargetError`."""
     known = trust(connection, known_hosts)
     async with credentials(connection) as who:
         options: dict[str, Any] = {**OPTIONS, **who, "username": connection.username}
         options |= {"known_hosts": known.known_hosts, "tunnel": tunnel or ()}
         client = Client(known)
         try:
-            return await _attempt(connection, client, known, {**options, "server_host_key_algs": known.algorithms})
+            return await _attempt(
+                connection, client, known, within, {**options, "server_host_key_algs": known.algorithms}
+            )
         except HostKeyChanged:
             if known.pin is None or client.shown is None:
                 raise
@@ -116,22 +121,22 @@ async def dial(
                 if client.shown.algorithm.decode() not in kind:
                     with suppress(HostKeyChanged, Unreachable):
                         other = {**options, "server_host_key_algs": kind}
-                        return await _attempt(connection, Client(known), known, other)
+                        return await _attempt(connection, Client(known), known, within, other)
             raise
 
 
 async def _attempt(
-    connection: SshConnection, client: Client, known: Trust, options: dict[str, Any]
+    connection: SshConnection, client: Client, known: Trust, within: float, options: dict[str, Any]
 ) -> tuple[asyncssh.SSHClientConnection, Client]:
     place = f"{connection.host}:{connection.port}"
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
+        async with asyncio.timeout(within):
             made = await asyncssh.connect(connection.host, connection.port, client_factory=lambda: client, **options)
     except asyncssh.HostKeyNotVerifiable as error:
         raise refused(connection, known, client.shown, error.reason) from error
     except TimeoutError as error:
         raise Unreachable(
-            f"{place} did not answer within {CONNECT_TIMEOUT:g} s",
+            f"{place} did not answer within {within:g} s",
             hint="It may be down, or a firewall drops the packets.",
             details={"reason": "timeout"},
         ) from error

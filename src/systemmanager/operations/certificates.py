@@ -25,7 +25,7 @@ from systemmanager.params import Hostname, TcpPort
 from systemmanager.ports import ForeignText, Network, Result
 
 HANDSHAKE = 10.0
-"""Seconds for one connection with its handshake."""
+"""Seconds to connect, and as many for the handshake."""
 
 NAMES = 50
 """Names of a certificate that an answer shows."""
@@ -97,23 +97,22 @@ class Shown:
 
 async def _handshake(network: Network, host: str, port: int, context: ssl.SSLContext) -> Shown:
     """One handshake. Raises `ssl.SSLError` when it does not come about."""
+    stream = await network.connect(host, port, HANDSHAKE)
     try:
         with anyio.fail_after(HANDSHAKE):
-            stream = await network.connect(host, port, HANDSHAKE)
-            try:
-                secured = await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
-                return _shown(secured.extra(TLSAttribute.ssl_object))  # noqa: S610  anyio's, not Django's
-            finally:
-                await anyio.aclose_forcefully(stream)
+            secured = await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
+            return _shown(secured.extra(TLSAttribute.ssl_object))  # noqa: S610  anyio's, not Django's
     except TimeoutError as error:
         raise DeadlineExceeded(
             f"{host}:{port} accepted the connection but did not finish a TLS handshake within {HANDSHAKE:g} s",
-            hint="Is it a TLS port? SMTP, IMAP and databases often start without TLS.",
+            hint=_PLAIN,
         ) from error
     except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as error:
         if isinstance(error, ssl.SSLError):
             raise
         raise ConnectionLost(f"{host}:{port} closed the connection during the TLS handshake", hint=_PLAIN) from error
+    finally:
+        await anyio.aclose_forcefully(stream)
 
 
 _PLAIN = "Is it a TLS port? SMTP, IMAP and databases often start without TLS."
