@@ -79,7 +79,7 @@ def test_no_at_the_terminal_asks_nobody_else(tmp_path: Path) -> None:
         return ""
 
     reply = run(scene.gateway.call(OPERATOR, "pull_docker_image", PULL, approve=approve)).as_dict()
-    assert error(reply)["code"] == "approval_required" and scene.desk.store.all() == []
+    assert error(reply)["code"] == "approval_refused" and scene.desk.store.all() == []
 
 
 ANSWERS: dict[str, tuple[dict[str, Any], str, str, bool]] = {

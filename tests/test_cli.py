@@ -221,3 +221,18 @@ def test_a_critical_call_without_a_terminal_needs_yes(tmp_path: Path) -> None:
     assert ApprovalStore(file).all() == []  # nobody is asked for what whoever asked can't wait for
     done = systemmanager(tmp_path, *words, "--yes", check=1, settings={"SYSTEMMANAGER_TARGETS_CONFIG": "targets.yaml"})
     assert json.loads(done.stdout)["results"][0]["error"]["code"] != "approval_required"
+
+
+def test_a_value_of_endless_brackets_is_a_wrong_value(tmp_path: Path) -> None:
+    words = ("call", "test_port_connectivity", "host=localhost", "ports=" + "[" * 100_000, "--json")
+    assert json.loads(systemmanager(tmp_path, *words, check=1).stdout)["error"]["code"] == "invalid_arguments"
+
+
+@pytest.mark.parametrize("words", [("call", "list_targets"), ("tools",), ("schema",)], ids=str)
+def test_a_full_disk_behind_the_output_is_said(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-m", "systemmanager", *words]
+        done = subprocess.run(
+            argv, env=environment(tmp_path), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1 and done.stderr.strip() == "the output can't be written: No space left on device"

@@ -279,3 +279,19 @@ def test_its_own_secrets_leave_nowhere(tmp_path: Path) -> None:
     reply = ask(gateway, {"target": "up"})
     assert reply["results"][0]["error"]["message"] == "said: [redacted] and [redacted]"
     assert "0123456789" not in (tmp_path / "audit.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("get_system_status", {"target": ""}), ("get_system_status", {"targets": []}),
+        ("health_check", {"targets": []}), ("get_system_status", {"targets": ["web", ""]}),
+        ("list_targets", {"selector": ""}), ("list_targets", {"selector": " "}),
+    ],
+)  # fmt: skip
+def test_who_names_no_target_learns_which_there_are(tmp_path: Path, tool: str, arguments: dict[str, Any]) -> None:
+    gateway = fake_gateway(tmp_path, lambda permit, name: None, target("web"), target("local"))
+    reply = run(gateway.call(OPERATOR, tool, arguments)).as_dict()
+    error = reply.get("error") or reply["results"][0]["error"]
+    assert (error["code"], error["message"]) == ("unknown_target", "no target is named")
+    assert error["hint"] == "There is: local, web."

@@ -69,8 +69,8 @@ def test_a_selector_names_these_targets(expressions: list[str], ids: list[str]) 
 
 UNKNOWN: list[tuple[list[str], str]] = [
     ([], "There is"),
-    ([""], "Use ids"),
-    (["  "], "Use ids"),
+    ([""], "There is"),
+    (["  "], "There is"),
     (["web-3"], "'web-1'"),
     (["web"], "'web-1'"),
     (["WEB-1"], "'web-1'"),

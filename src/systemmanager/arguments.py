@@ -13,7 +13,7 @@ from systemmanager.operation import Operation, Risk
 from systemmanager.params import Format
 from systemmanager.waves import Strategy
 
-Selector = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Selector = Annotated[str, StringConstraints(max_length=500)]
 Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 ApprovalId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Selectors = Annotated[list[Selector], Field(max_length=1000)] | Selector
@@ -101,8 +101,6 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
     target, targets = getattr(values, "target", None), getattr(values, "targets", None)
     if target is not None and targets is not None:
         raise InvalidArguments(f"{operation.name}: give target or targets, not both")
-    if targets == []:
-        raise InvalidArguments(f"{operation.name}: targets is empty", hint="Leave it out, or name at least one.")
     named = targets if isinstance(targets, list) else [targets if targets is not None else target]
     chosen = None if named == [None] else tuple(str(one) for one in named)
     optional = ("approval_id", "approval_wait", "strategy", "wait", "idempotency_key")

@@ -49,7 +49,11 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.set_threshold(100_000)  # imports make no garbage: looking for it among their objects is a sixth of the start
     try:
-        app(print_error=False, exit_on_error=False)
+        try:
+            app(print_error=False, exit_on_error=False)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here a full disk can still be told
     except CycloptsError as error:
         print(error, "systemmanager --help shows the commands.", sep="\n", file=sys.stderr)
         sys.exit(2)
@@ -62,7 +66,10 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            place = f"{error.filename}: " if error.filename else "the output can't be written: "
+            print(f"{place}{error.strerror or error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -273,7 +273,7 @@ def read_values(tool: str, words: Mapping[str, Any]) -> dict[str, Any]:
         schema = properties.get(name, {})
         kinds = {branch.get("type") for branch in schema.get("anyOf", [schema])}
         if isinstance(word, str) and not ("string" in kinds and kinds <= {"string", "null"}):
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 values[name] = json.loads(word)
     return values
 

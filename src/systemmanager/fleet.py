@@ -93,7 +93,7 @@ class FleetView:
     def targets(self, selector: str | None = None) -> list[Json]:
         registry = self._gateway.registry
         within = registry.within(self._principal.grants)
-        chosen = registry.select([selector], within) if selector else list(registry.targets.values())
+        chosen = registry.select([selector], within) if selector is not None else list(registry.targets.values())
         usable = Usable(self._principal, registry)
         return [row for target in chosen if (row := self._row(target, usable)) is not None]
 

@@ -288,7 +288,7 @@ class Gateway:
             expressions is None or (tuple(expressions) == (GATEWAY,) and GATEWAY not in registry.targets)
         ):
             return [gateway_target()]
-        return registry.select(expressions or ("local",), registry.within(principal.grants))
+        return registry.select(("local",) if expressions is None else expressions, registry.within(principal.grants))
 
     async def _decisions(
         self, call: Call, targets: Sequence[Target], approve: Approve | None = None, elicit: Elicit | None = None

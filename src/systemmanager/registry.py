@@ -48,6 +48,8 @@ class Registry:
             if expression in self.targets:
                 chosen.add(expression)
                 continue
+            if not (plain := expression.strip()) or plain.endswith(":"):
+                raise self._unknown(plain, within)
             asked = selector(expression)
             pool = [target for id, target in self.targets.items() if id in within]
             for word, test in asked.words.items():

@@ -92,6 +92,8 @@ def _atom(word: str) -> Test:
         return lambda target: matched(target.id) is not None
     if prefix not in _PREFIXES:
         raise UnknownTarget(f"selector {word[:80]!r}: there is no {prefix[:80]!r}:", hint=GRAMMAR)
+    if not value:
+        raise UnknownTarget(f"selector {word[:80]!r} has nothing after the colon", hint=GRAMMAR)
     matched, candidates = re.compile(translate(value)).match, _PREFIXES[prefix]
     return lambda target: any(matched(candidate) is not None for candidate in candidates(target))
 

@@ -65,7 +65,8 @@ async def settle(
     if approve is not None:
         asked = [one for one, said in zip(requests, decisions, strict=True) if said.answer is Answer.ASK]
         try:
-            person = await approve(asked)
+            if not (person := await approve(asked)):
+                raise ApprovalRefused("nobody said yes")
         except ApprovalRefused as error:
             return requests, held(decisions, _refused(error))
         except ApprovalRequired as error:
