@@ -239,10 +239,10 @@ def test_who_goes_away_before_the_decision_is_recorded(tmp_path: Path) -> None:
     async def work() -> None:
         asked = asyncio.Event()
 
-        async def approve(requests: Sequence[Request]) -> str | None:
+        async def approve(requests: Sequence[Request]) -> str:
             asked.set()
             await asyncio.Event().wait()
-            return None
+            return ""
 
         gateway = engines(tmp_path, Engine())
         call = asyncio.create_task(gateway.call(OPERATOR, "pull_docker_image", PULL, approve=approve))

@@ -114,6 +114,20 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
             "targets.yaml:6:40: targets.web.connection.prt: unknown key; did you mean 'port'?",
         ],
     ),
+    "a misspelt key of the executor is the executor": (
+        document(ssh(connection="{hst: x, username: y}").replace("executor", "exector")),
+        [
+            "targets.yaml:3:3: targets.web.executor: is missing",
+            "targets.yaml:5:5: targets.web.exector: unknown key; did you mean 'executor'?",
+            "targets.yaml:7:5: targets.web.connection.host: is missing",
+            "targets.yaml:7:18: targets.web.connection.hst: unknown key; did you mean 'host'?",
+        ],
+    ),
+    "no targets": ("version: '1.0'\ntargets:\n", ["targets.yaml:2:1: targets: must map ids to targets"]),
+    "remote over ssh called local": (
+        document(ssh(more="    type: local\n")),
+        ["targets.yaml:8:5: targets.web.type: input should be 'remote'"],
+    ),
     "no executor": (
         "version: '1.0'\ntargets:\n  a: {id: a, capabilities: []}\n",
         ["targets.yaml:3:3: targets.a.executor: is missing"],
@@ -138,14 +152,17 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
         "version: '1.0'\ntargets:\n  a: {id: a, executor: ssh, capabilities: []}\n",
         ["targets.yaml:3:3: targets.a.connection: is missing"],
     ),
-    "wrong type": (document(ssh(connection="[h]")), ["targets.yaml:7:5: targets.web.connection: input should be"]),
+    "wrong type": (
+        document(ssh(connection="[h]")),
+        ["targets.yaml:7:5: targets.web.connection: must hold keys with values"],
+    ),
     "boolean as a number": (
         document(ssh(more="    constraints: {timeout: true}\n")),
         ["targets.yaml:8:19: targets.web.constraints.timeout: is a number, not a boolean"],
     ),
     "text as a list": (
         document(ssh(more="    constraints: {paths: /var/log}\n")),
-        ["targets.yaml:8:19: targets.web.constraints.paths: input should be a valid tuple"],
+        ["targets.yaml:8:19: targets.web.constraints.paths: must be a list"],
     ),
     "broken CIDR": (
         document(ssh(more="    constraints: {hosts: [10.0.0.0/33]}\n")),
@@ -197,7 +214,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
             "targets.yaml:3:3: targets.a.connection: is missing",
             "targets.yaml:3:7: targets.a.id: is 'b', but its key is 'a'",
             "targets.yaml:3:37: YAML reads this value as bool",
-            "targets.yaml:4:3: targets.c: input should be",
+            "targets.yaml:4:3: targets.c: must hold keys with values",
         ],
     ),
 }

@@ -11,6 +11,7 @@ import pytest
 
 from systemmanager import settings
 from systemmanager.errors import ConfigError
+from systemmanager.journal import audit_log
 from systemmanager.settings import Settings, prepare_state
 from systemmanager.trustworthy import weakness
 
@@ -137,6 +138,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "SYSTEMMANAGER_TARGET_CONFIG", "/x",
         "SYSTEMMANAGER_TARGET_CONFIG: unknown setting; did you mean SYSTEMMANAGER_TARGETS_CONFIG?",
     ),
+    "slip of the pen": ("MCP_HSOT", "::", "MCP_HSOT: unknown setting; did you mean MCP_HOST?"),
     "unknown": ("SYSTEMMANAGER_QQQQQQ", "x", "SYSTEMMANAGER_QQQQQQ: unknown setting"),
 }  # fmt: skip
 
@@ -279,3 +281,19 @@ def test_processes_that_start_together_agree_on_one_secret(tmp_path: Path) -> No
     secrets = [process.communicate(timeout=60)[0].strip() for process in started]
     assert len(set(secrets)) == 1 and secrets[0]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["run", "shared_secret"]
+
+
+def test_a_name_like_no_other_is_unknown_and_no_more() -> None:
+    assert refused(SYSTEMMANAGER_FOO="x") == "SYSTEMMANAGER_FOO: unknown setting"
+
+
+@pytest.mark.parametrize("name", ["MCP_TIMEOUT", "MCP_TOOL_TIMEOUT", "MCP_SERVER_NAME", "MCP_SESSION_ID"])
+def test_variables_of_mcp_clients_are_not_the_gateway_s(name: str) -> None:
+    assert settings.read({"HOME": "/root", name: "x"}).port == 8080
+
+
+@pytest.mark.parametrize("path", ["/proc/audit", "/dev/null/audit", "/proc/a/b/audit"])
+def test_an_audit_log_that_can_never_be_made_stops_the_start(tmp_path: Path, path: str) -> None:
+    given = settings.read({"SYSTEMMANAGER_STATE_DIR": str(tmp_path), "SYSTEMMANAGER_AUDIT_LOG": path})
+    with pytest.raises(ConfigError, match=f"{path}: the audit log can't be made there: "):
+        audit_log(given, settings.prepare_state(given))

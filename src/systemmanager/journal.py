@@ -1,12 +1,15 @@
 """What the audit log is told about a call, and what it means when it can't be told."""
 
 import asyncio
+import errno
 import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -360,7 +363,24 @@ def audit_log(settings: Settings, state: State) -> AuditLog:
     if (newer := newest_format(state.audit_log)) > FORMAT:
         why = f"is of format {newer}, of a newer version of the gateway, and left alone: install that, or move it"
         raise ConfigError([Problem(str(state.audit_log), why)])
+    if never := _never(state.audit_log):
+        raise ConfigError([Problem(str(state.audit_log), f"the audit log can't be made there: {never.strerror}")])
     return AuditLog(state.audit_log, signer=signer_of(state), witness=settings.audit_witness, limits=limits)
+
+
+_FOR_NOW = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+
+
+def _never(path: Path) -> OSError | None:
+    """Why no file can ever be made at a path. What only time or room mends is told as long as it lasts."""
+    if os.path.lexists(path):
+        return None
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        return None if error.errno in _FOR_NOW else error
+    return None
 
 
 def signer_of(state: State) -> Signer:

@@ -185,7 +185,8 @@ def _behind(details: ErrorDetails, data: dict[str, Any]) -> list[ErrorDetails]:
         return []
     id = details["loc"][1]
     body = data["targets"][id]
-    given = str(body.get("executor", ""))
+    key = next(iter(nearest("executor", body, 1)), "executor")
+    given = str(body.get(key, ""))
     tries = [_mistakes(id, {**body, "executor": kind}) for kind in nearest(given, _STAND_IN) or _STAND_IN]
     return min(tries, key=len)
 

@@ -262,7 +262,9 @@ def some(*needed: str, environment: Mapping[str, str] | None = None) -> tuple[Se
 def _meant(name: str) -> list[str]:
     """The variables that a wrong one may stand for."""
     known = _ALSO.get(name, name)
-    return [known] if known in _VARIABLES else nearest(name, _VARIABLES, 1)
+    prefix = name[: name.find("_") + 1]  # it stands before every name, and would make all of them near
+    rest = {variable.removeprefix(prefix): variable for variable in _VARIABLES if variable.startswith(prefix)}
+    return [known] if known in _VARIABLES else [rest[near] for near in nearest(name.removeprefix(prefix), rest, 1)]
 
 
 def _read(given: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
@@ -278,7 +280,9 @@ def _read(given: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
     problems += [
         Problem(name, f"unknown setting; did you mean {near[0]}?" if (near := _meant(name)) else "unknown setting")
         for name in given
-        if name.startswith("SYSTEMMANAGER_") and name not in _VARIABLES and name not in _OF_THE_TESTS
+        # Clients have names with MCP_, too: of those only a slip of the pen is an error.
+        if (name.startswith("SYSTEMMANAGER_") or (name.startswith("MCP_") and _meant(name)))
+        and name not in {*_VARIABLES, *_OF_THE_TESTS}
     ]
     values.setdefault("SYSTEMMANAGER_STATE_DIR", default_state(given))
     try:

@@ -139,7 +139,7 @@ class Metadata(_Model):
 
 class _Target(_Model):
     id: TargetId
-    type: Literal["local", "remote"] = "remote"
+    type: str = "remote"
     capabilities: tuple[Capability, ...] = Field(description="What this target offers; nothing else is done on it.")
     constraints: Constraints = Constraints()
     metadata: Metadata = Metadata()
@@ -181,6 +181,7 @@ class SshConnection(_Model):
 
 
 class SshTarget(_Target):
+    type: Literal["remote"] = "remote"
     executor: Literal["ssh"]
     connection: SshConnection
 
@@ -213,6 +214,7 @@ def _is_loopback(url: str) -> bool:
 
 
 class DockerTarget(_Target):
+    type: Literal["remote"] = "remote"
     executor: Literal["docker"]
     connection: DockerConnection
 
@@ -246,6 +248,7 @@ class HttpConnection(_Model):
 
 
 class HttpTarget(_Target):
+    type: Literal["remote"] = "remote"
     executor: Literal["http"]
     connection: HttpConnection
 

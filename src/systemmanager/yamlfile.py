@@ -220,7 +220,8 @@ def _in_file(details: ErrorDetails, marks: Marks) -> Location:
 def _message(details: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        near = nearest(str(location[-1]), _fields_at(model, details["loc"][:-1]))
+        known = [name for name in _fields_at(model, details["loc"][:-1]) if name != location[-1]]
+        near = nearest(str(location[-1]), known)
         return f"unknown key{f'; did you mean {near[0]!r}?' if near else ''}"
     if kind == "union_tag_invalid":
         expected = str(context["expected_tags"])
@@ -228,8 +229,16 @@ def _message(details: ErrorDetails, location: Location, model: type[BaseModel]) 
         return f"must be one of {expected}{f'; did you mean {near[0]!r}?' if near else ''}"
     if kind in ("missing", "union_tag_not_found"):
         return "is missing"
+    if kind in _SHAPES:
+        return "must map ids to targets" if location == ("targets",) else _SHAPES[kind]
     message = details["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
+
+
+_SHAPES = dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "must be a list") | dict.fromkeys(
+    ("dict_type", "model_type", "model_attributes_type"), "must hold keys with values"
+)
+"""What pydantic calls after Python's types."""
 
 
 def _fields_at(model: Any, location: Sequence[str | int]) -> list[str]:
