@@ -236,3 +236,9 @@ def test_a_full_disk_behind_the_output_is_said(tmp_path: Path, words: tuple[str,
             argv, env=environment(tmp_path), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
         )
     assert done.returncode == 1 and done.stderr.strip() == "the output can't be written: No space left on device"
+
+
+def test_what_a_file_holds_is_no_command_to_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text('version: "1.0"\ntargets:\n  "\\e[31mred": {id: a, "\\e]0;x\\a": 1}\n')
+    done = systemmanager(tmp_path, "check", "t.yaml", check=1)
+    assert "\x1b" not in done.stderr and "\a" not in done.stderr and "\\x1b[31mred" in done.stderr

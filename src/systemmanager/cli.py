@@ -18,10 +18,9 @@ import signal
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
-from systemmanager import __version__, settings
-from systemmanager.errors import ConfigError, GatewayError
+from systemmanager import __version__, ending, settings
 
 app = App(
     name="systemmanager",
@@ -48,30 +47,8 @@ def main() -> None:
         # A SIGHUP while the gateway starts waits until it can reload, and does not end it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     gc.set_threshold(100_000)  # imports make no garbage: looking for it among their objects is a sixth of the start
-    try:
-        try:
-            app(print_error=False, exit_on_error=False)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here a full disk can still be told
-    except CycloptsError as error:
-        print(error, "systemmanager --help shows the commands.", sep="\n", file=sys.stderr)
-        sys.exit(2)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(1)
-    except GatewayError as error:
-        print(error.message, error.hint or "", sep="\n", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            place = f"{error.filename}: " if error.filename else "the output can't be written: "
-            print(f"{place}{error.strerror or error}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    with ending.told():
+        app(print_error=False, exit_on_error=False)
 
 
 @app.command

@@ -21,6 +21,7 @@ from systemmanager.audit.record import Record
 from systemmanager.errors import ApprovalRefused, ApprovalRequired, ConfigError, Problem, UnknownTool, did_you_mean
 from systemmanager.journal import audit_log
 from systemmanager.operation import CATALOGUE
+from systemmanager.redaction import visible
 from systemmanager.request import Request
 from systemmanager.selectors import selector
 from systemmanager.settings import Settings, State, prepare_state
@@ -107,7 +108,7 @@ def check(path: Path | None, policy: Path | None) -> None:
     if granted.grants:
         out.print(terminal.grants_table(granted, loaded))
     for id, why in loaded.faults.items():
-        print(f"{loaded.source}: targets.{id}: {why}", file=sys.stderr)
+        print(visible(f"{loaded.source}: targets.{id}: {why}"), file=sys.stderr)
     sys.exit(1 if loaded.faults else 0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.real.openssh import SshServer
-from tests.support import OPERATOR, call, real_gateway, run
+from tests.support import OPERATOR, call, real_gateway, run, target
 
 
 @pytest.fixture
@@ -96,3 +96,13 @@ def test_processes_and_the_record_of_having_asked_for_them(ssh_server: SshServer
     assert len(memory) == 5 and memory == sorted(memory, reverse=True)
     assert {record["phase"] for record in records} == {"intent", "outcome"}
     assert {record["target"] for record in records} == {"web-01"}
+
+
+def test_what_is_no_file_is_told_in_the_same_words_as_here(ssh_server: SshServer, root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    here = target("local", constraints={"paths": [str(root)]})
+    for place in (root, root / "pipe"):
+        words = {"action": "read", "path": str(place)}
+        far = ask(root.parent, ssh_server, "file_operations", root, **words)["error"]
+        assert far == call(root.parent, "file_operations", words, here)["results"][0]["error"]
+        assert far["message"].endswith(("is a directory", "is a pipe"))

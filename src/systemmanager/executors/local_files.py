@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from systemmanager.errors import NotFound, PathOutside, PrivilegeRequired, TargetError, Unsupported, did_you_mean
 from systemmanager.executors.beneath import open_beneath
-from systemmanager.executors.own_files import OwnFiles
+from systemmanager.executors.own_files import OwnFiles, not_a_file
 from systemmanager.ports import FileInfo, FileKind
 from systemmanager.request import Permit
 
@@ -72,9 +72,7 @@ class LocalFiles:
         with self._opened(path) as (found, _):
             status = os.fstat(found)
             if not stat.S_ISREG(status.st_mode):
-                raise Unsupported(
-                    f"{path} is a {_what(status.st_mode)}", hint="Only regular files are read; list shows a directory."
-                )
+                raise not_a_file(path, status.st_mode)
             if status.st_nlink > 1 and self._own.is_one(status):
                 raise _own(path)
             with _reopened(found, os.O_NONBLOCK | os.O_NOCTTY, path) as file:
@@ -253,11 +251,6 @@ def _kind(mode: int) -> FileKind:
     if stat.S_ISDIR(mode):
         return "directory"
     return "link" if stat.S_ISLNK(mode) else "other"
-
-
-def _what(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def _inside(place: str, roots: Sequence[str]) -> bool:

@@ -7,8 +7,17 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from systemmanager.errors import Unsupported
+
 _MOST = 100_000
 """Names that are compared with a file of several names."""
+
+
+def not_a_file(path: str, mode: int) -> Unsupported:
+    """Told of what is not even opened to be read: a pipe would wait for somebody to write."""
+    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFLNK: "link"}
+    what = kinds.get(stat.S_IFMT(mode), "device")
+    return Unsupported(f"{path} is a {what}", hint="Only regular files are read; list shows a directory.")
 
 
 class OwnFiles:

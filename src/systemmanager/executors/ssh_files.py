@@ -26,7 +26,7 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.executors import procfs
-from systemmanager.executors.own_files import OwnFiles
+from systemmanager.executors.own_files import OwnFiles, not_a_file
 from systemmanager.executors.ssh_connections import Kept
 from systemmanager.executors.ssh_sftp import (
     CLOSE,
@@ -143,7 +143,7 @@ class SshFiles:
         real, found = await self._found(sftp, path)
         if not stat.S_ISREG(found.mode):
             # Not even opened: opening a pipe waits for somebody to write, and would hang the SFTP server whole.
-            raise Unsupported(f"{path} is no regular file", hint="Only regular files are read.")
+            raise not_a_file(path, found.mode)
 
         async def once() -> bytes:
             return await self._read_once(sftp, path, real, found, (offset, size))
