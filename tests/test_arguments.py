@@ -25,7 +25,7 @@ def test_targets_are_named_in_any_of_these_ways(raw: dict[str, Any], wanted: Any
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("get_system_status", {"target": "a", "targets": ["b"]}, "give target or targets, not both"),
     ("get_system_status", {"targets": ["a"] * 1001}, "targets list should have at most 1000 items"),
-    ("get_system_status", {"targets": {"a": 1}}, "targets input should be"),
+    ("get_system_status", {"targets": {"a": 1}}, "targets input should be a valid list or a valid string"),
     ("get_system_status", {"targest": "a"}, "there is no parameter 'targest', did you mean 'target'?"),
     ("get_system_status", {"dry_run": True}, "there is no parameter 'dry_run'"),
     ("get_system_status", {"format": "xml"}, "format input should be 'json' or 'toon'"),
@@ -36,8 +36,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("get_top_processes", {"limit": 10**30}, "limit "),
     ("get_top_processes", {"sort_by": "CPU"}, "sort_by input should be 'cpu' or 'memory'"),
     ("get_service_status", {}, "service_name is missing"),
-    ("get_service_status", {"service_name": "-H root@evil"}, "service_name string should match pattern"),
-    ("get_service_status", {"service_name": "nginx\n"}, "service_name string should match pattern"),
+    ("get_service_status", {"service_name": "-H root@evil"}, "service_name is not of the form that it must have"),
+    ("get_service_status", {"service_name": "nginx\n"}, "service_name is not of the form that it must have"),
     ("update_packages", {}, "targets is missing"),
     ("manage_service", {"action": "reboot", "service_name": "a", "dry_run": "perhaps"}, "dry_run input should be"),
 ]

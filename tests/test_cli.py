@@ -242,3 +242,7 @@ def test_what_a_file_holds_is_no_command_to_the_terminal(tmp_path: Path) -> None
     (tmp_path / "t.yaml").write_text('version: "1.0"\ntargets:\n  "\\e[31mred": {id: a, "\\e]0;x\\a": 1}\n')
     done = systemmanager(tmp_path, "check", "t.yaml", check=1)
     assert "\x1b" not in done.stderr and "\a" not in done.stderr and "\\x1b[31mred" in done.stderr
+
+
+def test_without_a_terminal_nothing_but_the_answer_is_printed(tmp_path: Path) -> None:
+    assert systemmanager(tmp_path, "call", "list_targets").stderr == ""

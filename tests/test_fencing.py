@@ -126,7 +126,7 @@ NAMES = frozenset(
     Connection.remote Connection.state Ping.host Ping.note Ports.host PortState.reason DnsAnswer.domain
     DnsAnswer.record_type DnsAnswer.status DnsAnswer.nameserver DnsAnswer.note Certificate.host Certificate.problems
     Certificate.reason Certificate.protocol Certificate.cipher Certificate.key Certificate.sha256 HttpTest.url
-    HttpTest.method HttpTest.version HttpTest.tls Route.host Route.address Hop.address Hop.note Route.note
+    HttpTest.method HttpTest.note HttpTest.version HttpTest.tls Route.host Route.address Hop.address Hop.note Route.note
     ContainerList.next ContainerRow.name ContainerRow.id ContainerRow.image ContainerRow.state ContainerRow.status
     ContainerRow.created ContainerRow.ports ContainerRow.project ContainerRow.service ContainerState.name
     ContainerState.state ContainerState.health ImageList.next ImageRow.tags ImageRow.id ImageRow.created

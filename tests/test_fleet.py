@@ -98,7 +98,7 @@ def test_explanations_count_for_no_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tool", "arguments", "on", "code"),
     [
-        ("no_such_tool", {}, "web", "not_found"),
+        ("no_such_tool", {}, "web", "unknown_tool"),
         ("get_system_status", {"limit": 3}, "web", "invalid_arguments"),
         ("get_system_status", {}, "wbe", "unknown_target"),
     ],
@@ -172,6 +172,14 @@ def test_who_holds_nothing_on_a_target_learns_nothing_of_it(tmp_path: Path) -> N
     who = principal("admin", targets="web")
     (row,) = explained(one, who, "file_operations", {"action": "read", "path": "/etc/passwd"}, "db")["results"]
     assert [verdict["rule"] for verdict in row["verdicts"]] == ["scopes"] and "secret-project" not in str(row)
+
+
+def test_a_page_of_the_audit_log_claims_no_count(tmp_path: Path) -> None:
+    one = gateway(tmp_path, target("web"))
+    for _ in range(3):
+        run(one.call(OPERATOR, "list_targets", {}))
+    data = run(one.call(OPERATOR, "query_audit", {"limit": 2})).as_dict()["results"][0]["data"]
+    assert len(data["records"]) == 2 and (data["truncated"], data["next"]) == (True, "2") and "total" not in data
 
 
 def test_the_audit_log_is_narrowed_to_the_targets_of_a_grant(tmp_path: Path) -> None:

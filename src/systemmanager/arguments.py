@@ -1,6 +1,6 @@
 """From raw arguments to validated ones: an operation's own parameters plus those that every tool shares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -91,7 +91,7 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
         values = model.model_validate(dict(raw))
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
-        problems = list(dict.fromkeys(_problem(one, model)[:200] for one in details))
+        problems = [problem[:200] for problem in _problems(details, model)]
         if len(problems) > MOST_PROBLEMS:
             problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS} more"]
         raise InvalidArguments(
@@ -108,6 +108,26 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
     return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False), **rest)
 
 
+def _problems(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> list[str]:
+    """What is wrong, once each. Of a value that may be of several types, the one that it nearly is counts."""
+    found: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for details in errors:
+        place = tuple(part for part in details["loc"] if not _is_branch(part))
+        found.setdefault(place[:1], []).append(details)
+    problems = []
+    for several in found.values():
+        nearly = [one for one in several if not one["type"].endswith("_type")] or several
+        depth = max(len(one["loc"]) for one in nearly)
+        nearly = [one for one in nearly if len(one["loc"]) == depth]
+        first, *others = dict.fromkeys(_problem(one, model) for one in nearly)
+        common = f"{first.partition(' ')[0]} input should be "
+        joined = all(one.startswith(common) for one in (first, *others))
+        problems += (
+            [" or ".join((first, *(one.removeprefix(common) for one in others)))] if joined else [first, *others]
+        )
+    return problems
+
+
 def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:
     if details["type"] == "extra_forbidden":
         name = str(details["loc"][-1])
@@ -116,6 +136,8 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in details["loc"] if not _is_branch(part)) or "arguments"
     if details["type"] == "missing":
         return f"{name} is missing"
+    if details["type"] == "string_pattern_mismatch":
+        return f"{name} is not of the form that it must have"
     message = details["msg"].removeprefix("Value error, ")
     return f"{name} {message[:1].lower()}{message[1:]}"
 

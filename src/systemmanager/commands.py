@@ -243,7 +243,11 @@ async def call(given: Settings, tool: str, arguments: Mapping[str, Any], *, yes:
     arguments = read_values(tool, arguments)
     async with app.running(given) as running:
         with Progress(
-            *Progress.get_default_columns(), TextColumn("{task.fields[last]}"), console=err, transient=True
+            *Progress.get_default_columns(),
+            TextColumn("{task.fields[last]}"),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
         ) as bar:
             task = bar.add_task(tool, total=None, last="")
 

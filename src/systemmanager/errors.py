@@ -35,6 +35,9 @@
         ├── NotFound           not_found            no such container, unit, file ...; names what is near
         ├── PathOutside        path_outside         not below one of the target's allowed paths
         ├── EngineUnavailable  engine_unavailable   the Docker Engine did not answer, or answered an error
+        ├── EngineRefused      engine_refused       the Docker Engine said no, or can't
+        ├── RolledBack         rolled_back          a change failed, and all is as it was before
+        ├── RollbackFailed     rollback_failed      a change failed, and so did the way back: look at it
         ├── ServerFailed       server_failed        an HTTP target answered an error of its own (5xx)
         ├── UnreadableOutput   unreadable_output    the target answered what no parser of ours expects
         ├── OutputTooLarge     output_too_large

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from systemmanager import __version__
 from systemmanager.arguments import validate
 from systemmanager.audit.reading import query
-from systemmanager.errors import AuditUnavailable, InvalidArguments, NotFound, did_you_mean
+from systemmanager.errors import AuditUnavailable, InvalidArguments, UnknownTool, did_you_mean
 from systemmanager.jobs.seen import SeenJobs
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.ports import Json
@@ -111,7 +111,7 @@ class FleetView:
     def explain(self, tool: str, target: str, arguments: Mapping[str, Any]) -> Json:
         operation = CATALOGUE.get(tool)
         if operation is None:
-            raise NotFound(f"there is no tool {tool!r}", hint=did_you_mean(tool, CATALOGUE))
+            raise UnknownTool(f"there is no tool {tool!r}", hint=did_you_mean(tool, CATALOGUE))
         own, _ = validate(operation, {**arguments, **_selection(operation, target)})
         gateway, principal = self._gateway, self._principal
         targets = gateway.chosen(principal, operation, (target,), gateway.registry)

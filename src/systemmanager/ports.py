@@ -237,14 +237,16 @@ class Facts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """One HTTP answer. `body` is decoded and cut at a bound, which `truncated` says; `received` counts the bytes that
-    came. `elapsed` and `phases` (connect, tls, first_byte) are in seconds; `tls` holds protocol and cipher."""
+    """One HTTP answer. `body` is decoded and cut at a bound, which `truncated` says, and `late` where that bound was
+    time; `received` counts the bytes that came. `elapsed` and `phases` (connect, tls, first_byte) are in seconds; `tls`
+    holds protocol and cipher."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     elapsed: float
     truncated: bool = False
+    late: bool = False
     received: int = 0
     version: str = "HTTP/1.1"
     phases: Mapping[str, float] = field(default_factory=dict)

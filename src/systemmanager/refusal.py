@@ -5,7 +5,9 @@ from typing import Any
 from systemmanager.errors import (
     ApprovalRefused,
     ApprovalRequired,
+    ConnectionLost,
     Denied,
+    GatewayError,
     InternalError,
     NotFound,
     PreconditionFailed,
@@ -28,6 +30,13 @@ def preview(call: Call, request: Request, decision: Decision) -> TargetReply:
     return TargetReply(request.target.id, call.redactor.value(data), elapsed_ms=call.elapsed_ms)
 
 
+def failure(error: GatewayError, request: Request) -> GatewayError:
+    """A failure as it is told of this use: what only looked left no doubt behind."""
+    if isinstance(error, ConnectionLost) and error.hint == error.hint_default and not request.access.mutates:
+        error.hint = "Nothing was changed: call again."
+    return error
+
+
 def refusal(decision: Decision) -> TargetError:
     against = decision.against
     if against.code == InternalError.code:
@@ -41,4 +50,5 @@ def refusal(decision: Decision) -> TargetError:
         return kind(against.reason, hint=f"{against.fix}." if against.fix else None, details=details)
     lead = "" if against.retryable else "It would need "
     hint = f"{lead}{against.fix}." if against.fix else None
+    hint = hint and hint[0].upper() + hint[1:]
     return Denied(against.reason, code=against.code, hint=hint, retryable=against.retryable)

@@ -95,7 +95,7 @@ def _print_data(console: Console, data: Mapping[str, Any]) -> None:
     texts = {key: value for key, value in data.items() if isinstance(value, str) and "\n" in value}
     tables = {key: value for key, value in data.items() if _is_table(value)}
     deep = {key: value for key, value in data.items() if isinstance(value, dict) and not _is_flat(value)}
-    paged = len(tables) == 1 and "total" in data
+    paged = len(tables) == 1 and not data.keys().isdisjoint(("total", "next"))
     plain = [key for key in data if key not in texts and key not in tables and key not in deep]
     values = {key: data[key] for key in plain if not (paged and key in ("total", "truncated", "next"))}
     _print_plain(console, values)
@@ -121,10 +121,11 @@ def _is_table(value: Any) -> bool:
 
 
 def _page(data: Mapping[str, Any], rows: Sequence[Any]) -> str:
-    if len(rows) == data["total"]:
+    if len(rows) == data.get("total"):
         return ""
+    shown = f"{len(rows)} of {data['total']}" if "total" in data else f"the newest {len(rows)}"
     more = f"; cursor={data['next']} goes on" if data.get("next") else ""
-    return f" [dim]({len(rows)} of {data['total']}{escape(more)})[/dim]"
+    return f" [dim]({shown}{escape(more)})[/dim]"
 
 
 def _print_plain(console: Console, values: Mapping[str, Any]) -> None:

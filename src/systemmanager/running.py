@@ -20,7 +20,7 @@ from systemmanager.journal import Call, Journal, being_cancelled
 from systemmanager.load import AllSlots, Readers, Shares, Slots, room_aside
 from systemmanager.plan import Plan
 from systemmanager.ports import Result
-from systemmanager.refusal import refusal
+from systemmanager.refusal import failure, refusal
 from systemmanager.request import Decision, Permit, Principal, Request
 from systemmanager.shaping import TargetReply
 from systemmanager.telling import Told
@@ -135,7 +135,7 @@ class Runner:
             self._tell(call, answer, result, *where)
             return answer
         except GatewayError as error:
-            result.error = call.redactor.value(error.as_dict())
+            result.error = call.redactor.value(failure(error, request).as_dict())
             result.untrusted = fence_error(result.error, call.nonce)
         except asyncio.CancelledError:
             result.error = _ended_by(call)

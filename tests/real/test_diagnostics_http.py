@@ -84,6 +84,7 @@ def test_a_body_that_drips_is_cut_at_the_timeout(tmp_path: Path) -> None:
     with http_site({"/": dripping}) as site:
         data = answer(tmp_path, TEST, url=f"http://127.0.0.1:{site.port}/", timeout=0.5)
     assert data["truncated"] is True and data["body"] == "first drop" and data["ms"]["total"] < 3000
+    assert data["note"] == "It was not all there after 0.5 s."
 
 
 def test_a_zip_bomb_unpacks_no_further_than_the_bound(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_zip_bomb_unpacks_no_further_than_the_bound(tmp_path: Path) -> None:
 def test_what_is_no_text_has_no_preview(tmp_path: Path) -> None:
     with http_site({"/": (200, {"Content-Type": "image/png"}, b"\x89PNG\x00\x00" + bytes(range(256)))}) as site:
         data = answer(tmp_path, TEST, url=f"http://127.0.0.1:{site.port}/")
-    assert "body" not in data and data["size"] == 262
+    assert "body" not in data and data["size"] == 262 and data["note"] == "The body is not text."
 
 
 def test_a_body_that_breaks_off_has_still_a_status(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_container_that_dies_at_once_is_not_called_started(
     name = containers("echo no database >&2; sleep 0.3; exit 5", start=False)
     data = answer(tmp_path, "manage_container", {"action": "start", "name_or_id": name}, on(engine, "docker"))
     assert data["state"] == "exited" and data["exit_code"] == 5
-    assert "died" in data["problem"] and data["logs"] == "no database\n"
+    assert "died" in data["problem"] and data["logs"] == "no database"
 
 
 def test_a_container_that_can_not_start_says_why(engine: Engine, containers: Containers, tmp_path: Path) -> None:
@@ -80,16 +80,16 @@ def test_logs_hold_both_streams_in_order(engine: Engine, containers: Containers,
     until(lambda: not containers.state(name)["State"]["Running"])
     arguments = {"action": "logs", "name_or_id": name}
     data = answer(tmp_path, "manage_container", arguments, on(engine, "docker"))
-    assert data["logs"].split("\n") == ["out 1", "err 1", "out 2", "err 2", "out 3", "err 3", ""]
+    assert data["logs"].split("\n") == ["out 1", "err 1", "out 2", "err 2", "out 3", "err 3"]
     last = answer(tmp_path, "manage_container", {**arguments, "lines": 2}, on(engine, "docker"))
-    assert last["logs"] == "out 3\nerr 3\n"
+    assert last["logs"] == "out 3\nerr 3"
 
 
 def test_logs_of_a_terminal_are_read_as_they_are(engine: Engine, containers: Containers, tmp_path: Path) -> None:
     name = containers("echo one; echo two", tty=True)
     until(lambda: not containers.state(name)["State"]["Running"])
     data = answer(tmp_path, "manage_container", {"action": "logs", "name_or_id": name}, on(engine, "docker"))
-    assert data["logs"] == "one\ntwo\n"
+    assert data["logs"] == "one\ntwo"
 
 
 def test_long_logs_are_cut_at_the_bound_and_keep_their_end(
@@ -100,7 +100,7 @@ def test_long_logs_are_cut_at_the_bound_and_keep_their_end(
     where = on(engine, "docker", constraints={"max_output_bytes": 4096})
     arguments = {"action": "logs", "name_or_id": name, "lines": 10_000}
     data = answer(tmp_path, "manage_container", arguments, where)
-    assert data["logs"].endswith("the end\n")
+    assert data["logs"].endswith("the end")
     assert data["truncated"] and 1000 < len(data["logs"]) <= 4096
 
 

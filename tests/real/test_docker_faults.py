@@ -161,7 +161,7 @@ def test_every_docker_tool_works_over_tcp_with_tls(engine: Engine, containers: C
         listed = answer(tmp_path, "get_container_list", {}, where)
         assert name in {row["name"] for row in listed["containers"]}
         logs = answer(tmp_path, "manage_container", {"action": "logs", "name_or_id": name}, where)
-        assert logs["logs"] == "hello\n"
+        assert logs["logs"] == "hello"
         stopped = answer(tmp_path, "manage_container", {"action": "stop", "name_or_id": name}, where)
         assert stopped["state"] == "exited"
         assert answer(tmp_path, "list_docker_images", {}, where)["total"] >= 1

@@ -216,3 +216,12 @@ def test_behind_the_end_the_answer_says_where_the_end_is(root: Path, action: str
     path = numbered(root / "a.log", 12)
     assert ask(root, action, path, offset=12)["note"] == "The file has 12 lines."
     assert "note" not in ask(root, action, path, offset=11)
+
+
+def test_a_name_is_one_line_whatever_it_holds(root: Path) -> None:
+    (root / "a\nb\tc").write_text("")
+    Path(os.fsdecode(os.fsencode(root) + b"/bad\xff")).write_text("")
+    (root / "link").symlink_to("x\ny")
+    entries = ask(root, "list", root)["entries"]
+    assert [entry["name"] for entry in entries] == ["a\\nb\\tc", "bad\\xff", "link"]
+    assert entries[2]["link_target"] == "x\\ny"

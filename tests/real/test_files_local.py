@@ -179,7 +179,7 @@ def test_a_list_is_sorted_does_not_follow_and_is_bounded(root: Path, monkeypatch
 
 def test_a_name_that_is_not_utf8_does_not_break_the_list(root: Path) -> None:
     (root / os.fsdecode(b"bad-\xff")).write_text("x")
-    assert "bad-\ufffd" in {Path(entry.path).name for entry in run(files(root).list(str(root)))}
+    assert "bad-\\xff" in {Path(entry.path).name for entry in run(files(root).list(str(root)))}
 
 
 ROUNDS = 5_000

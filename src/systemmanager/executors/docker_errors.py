@@ -107,7 +107,7 @@ def _failed(where: str, error: Exception, changing: bool) -> TargetError:
         return EngineUnavailable(f"there is no route to {where}")
     if changing:
         return ConnectionLost(f"{where} went away while it worked")
-    return EngineUnavailable(f"{where} went away while it answered")
+    return EngineUnavailable(f"{where} went away", hint="Look whether it runs there: systemctl status docker.")
 
 
 def _root(error: BaseException) -> BaseException:
@@ -193,7 +193,11 @@ def pull_failed(reference: str, words: str) -> TargetError:
             details=details,
         )
     if says("dial tcp", "no such host", "timeout", "connection refused", "tls", "x509", "eof", "unreachable"):
-        return Unreachable(f"the registry of {reference} can't be reached from the engine", details=details)
+        return Unreachable(
+            f"the registry of {reference} can't be reached from the engine",
+            hint="Check the engine's DNS and proxy. An update with pull_latest=false takes the image that is there.",
+            details=details,
+        )
     if says("not found"):
         return NotFound(f"the registry has no {reference}", details=details)
     return EngineRefused(f"{reference} could not be pulled", details=details)

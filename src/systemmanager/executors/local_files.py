@@ -241,8 +241,8 @@ def _describe(path: str, status: os.stat_result, link_target: str | None) -> Fil
 
 
 def _text(name: str) -> str:
-    """A name that is not UTF-8 comes as lone surrogates, which no JSON may hold."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name that is not UTF-8 comes as lone surrogates, which no JSON may hold: such a byte is written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _kind(mode: int) -> FileKind:

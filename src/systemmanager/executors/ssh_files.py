@@ -366,7 +366,7 @@ def _link_count(line: bytes) -> int:
 
 
 def _shown(name: bytes) -> str:
-    return name.decode("utf-8", "replace")
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _kind(mode: int) -> FileKind:

@@ -61,6 +61,7 @@ async def fetch(connect: Connect, method: str, url: str, timeout: float, *, limi
         body=bytes(content.body),
         elapsed=time.perf_counter() - started,
         truncated=content.cut,
+        late=content.late,
         received=content.received,
         version=response.extensions.get("http_version", b"HTTP/1.1").decode("ascii", "replace"),
         phases=network.took,
@@ -84,7 +85,8 @@ async def _content(response: httpcore.Response, limit: int, deadline: float) -> 
             await content.read(response.aiter_stream())
         except (httpcore.NetworkError, httpcore.ProtocolError):
             content.cut = True
-    content.cut = content.cut or scope.cancelled_caught
+    content.late = scope.cancelled_caught
+    content.cut = content.cut or content.late
     return content
 
 
@@ -102,7 +104,7 @@ class Content:
     def __init__(self, encoding: str, limit: int) -> None:
         self.body = bytearray()
         self.received = 0
-        self.cut = False
+        self.cut = self.late = False
         self._limit = limit
         zipped = encoding.strip().lower() in ("gzip", "x-gzip", "deflate")
         self._unpack = zlib.decompressobj(wbits=47) if zipped else None  # 47: gzip or zlib, told by the first bytes

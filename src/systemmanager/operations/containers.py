@@ -205,7 +205,7 @@ async def _settled(docker: Docker, found: Json) -> Json:
 async def _state(docker: Docker, found: Json, lines: int, problem: str | None = None) -> ContainerState:
     state = found["State"]
     log = await docker.logs(found["Id"], lines) if lines else None
-    text = log.text[-MOST_LOG:] if log else ""
+    text = log.text[-MOST_LOG:].removesuffix("\n") if log else ""
     return ContainerState(
         name=found["Name"].lstrip("/"),
         state=state["Status"],

@@ -195,16 +195,21 @@ def _relative(path: str, folder: str) -> str:
     return path.removeprefix(folder.rstrip("/") + "/")
 
 
+def _one_line(name: str) -> str:
+    """A name of several lines could pass for several names."""
+    return name.replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _entry(info: FileInfo, name: str, *, full: bool = False) -> FileEntry:
     modified = datetime.fromtimestamp(min(max(info.modified, 0), 253402300799), UTC)
     return FileEntry(
-        name=name,
+        name=_one_line(name),
         kind=info.kind,
         size=info.size if info.kind == "file" else None,
         modified=modified.isoformat(timespec="seconds").replace("+00:00", "Z"),
         mode=stat.filemode(info.mode),
         owner=info.owner,
         group=info.group if full else None,
-        link_target=info.link_target,
+        link_target=info.link_target and _one_line(info.link_target),
         links=info.links if info.links > 1 and info.kind == "file" else None,
     )

@@ -69,8 +69,11 @@ async def explain_access(
     return Explanation(**fleet.explain(tool, target, arguments or {}))
 
 
-class AuditRecords(Page):
-    total: int = Field(description="Records on this page.")
+class AuditRecords(Result):
+    """A page of them. They are not counted: for that the whole log would have to be read."""
+
+    truncated: bool | None = Field(default=None, description="The list is cut; go on with `next`.")
+    next: str | None = Field(default=None, description="Pass as `cursor` to go on.")
     records: list[dict[str, Annotated[Any, Foreign()]]]
 
 
@@ -94,7 +97,7 @@ async def query_audit(
     found = await asyncio.to_thread(lambda: list(islice(fleet.audit(**filters), start, start + limit + 1)))
     more = len(found) > limit
     shown = found[:limit]
-    return AuditRecords(records=shown, total=len(shown), truncated=more, next=str(start + limit) if more else None)
+    return AuditRecords(records=shown, truncated=more or None, next=str(start + limit) if more else None)
 
 
 class Health(Result):

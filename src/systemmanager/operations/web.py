@@ -62,6 +62,7 @@ class HttpTest(Result):
     size: int = Field(description="Bytes of the body that were read.")
     body: FreeText | None = Field(default=None, description="Its beginning.")
     truncated: bool | None = Field(default=None, description="The body went on beyond what was read.")
+    note: str | None = Field(default=None, description="Why there is no body, or not all of it.")
     ms: Timing
     tls: dict[str, str] | None = None
 
@@ -102,6 +103,11 @@ async def http_request_test(
     """One HTTP request from the target: status, timing, headers, the body's beginning. No body is sent, no redirect
     followed."""
     answer = await network.request(method, url, timeout)
+    body = _preview(answer)
+    notes = (
+        "The body is not text." if answer.body and body is None else None,
+        f"It was not all there after {timeout:g} s." if answer.late else None,
+    )
     return HttpTest(
         url=url,
         method=method,
@@ -110,8 +116,9 @@ async def http_request_test(
         location=_location(answer),
         headers={name: value[:500] for name, value in answer.headers.items() if name in _TELLING},
         size=answer.received,
-        body=_preview(answer),
+        body=body,
         truncated=answer.truncated or None,
+        note=" ".join(filter(None, notes)) or None,
         ms=_timing(answer),
         tls=dict(answer.tls) if answer.tls else None,
     )

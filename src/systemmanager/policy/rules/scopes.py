@@ -6,7 +6,7 @@ def scopes(request: Request) -> Verdict:
     """The principal holds, on this target, a scope that this use demands."""
     principal, needed, id = request.principal, request.access.scopes, request.target.id
     if not request.granted:
-        fix = f"mint the token with --targets that include {id!r}"
+        fix = f"a token that is minted with --targets that include {id!r}"
         if principal.kind != "token":
             fix = f"a grant for {principal.subject!r} on {id!r} in policy.yaml"
         return deny("scopes", f"{principal.subject!r} holds no grant on {id!r}", "target_not_granted", fix)
