@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from systemmanager import gateway as gateway_module
+from systemmanager.errors import ApprovalRefused, ApprovalRequired
 from systemmanager.ports import SystemStatus
 from systemmanager.registry import Registry
 from systemmanager.request import Permit, Request
@@ -26,17 +27,27 @@ def logged() -> Iterator[list[Any]]:
 # --- Approvals and dry runs ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("says", [None, ""])
-def test_without_a_yes_nothing_runs(tmp_path: Path, says: str | None) -> None:
+@pytest.mark.parametrize(
+    ("says", "code"),
+    [
+        (ApprovalRefused("you said no"), "approval_refused"),
+        (ApprovalRequired("nobody is there"), "approval_required"),
+        (None, "approval_refused"),
+    ],
+    ids=["a no", "nobody there", "no name"],
+)
+def test_without_a_yes_nothing_runs(tmp_path: Path, says: Exception | None, code: str) -> None:
     engine = Engine()
     asked: list[Request] = []
 
-    async def approve(requests: Sequence[Request]) -> str | None:
+    async def approve(requests: Sequence[Request]) -> str:
         asked.extend(requests)
-        return says
+        if says is not None:
+            raise says
+        return ""
 
     reply = ask(engines(tmp_path, engine), PULL, "pull_docker_image", approve=approve)
-    assert codes(reply) == {"a": "approval_required", "b": "image_not_allowed"} and engine.pulled == 0
+    assert codes(reply) == {"a": code, "b": "image_not_allowed"} and engine.pulled == 0
     assert [request.target.id for request in asked] == ["a"], "nobody is asked for what is denied anyway"
     assert [phase for phase, *_ in phases(tmp_path)] == ["refused", "refused"]
 

@@ -167,6 +167,6 @@ def test_readers_are_bounded_and_whoever_was_forgotten_counts_as_a_reader(monkey
 def test_no_time_without_reading_spares_what_needs_a_yes_anyway(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.ask("logs")
-    reply = run(scene.gateway.call(ON, "pull_docker_image", {"target": "d", "image_name": "nginx", "dry_run": True}))
-    data = reply.as_dict()["results"][0]["data"]
-    assert data["decision"] == "ask" and "is critical" in data["reason"] and " or " not in data["fix"], data
+    asked = {"tool": "pull_docker_image", "target": "d", "arguments": {"image_name": "nginx"}}
+    (row,) = run(scene.gateway.call(ON, "explain_access", asked)).as_dict()["results"][0]["data"]["results"]
+    assert row["answer"] == "ask" and row["grant"] == ["a yes to exactly this call: systemmanager approvals list"]
