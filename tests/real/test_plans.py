@@ -5,10 +5,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from systemmanager.plans.store import PlanStore
 from systemmanager.target import Target
 from tests.real.docker_calls import on
 from tests.real.engine import Containers, Engine
+from tests.real.machine import USER, Machine
 from tests.real.openssh import SshServers
 from tests.real.registry import Registry
 from tests.support import OPERATOR, real_gateway, run
@@ -72,6 +75,32 @@ def test_a_container_that_was_restarted_meanwhile_is_not_stopped(
             assert refused["error"]["code"] == "precondition_failed"
             assert [one["name"] for one in refused["error"]["details"]["moved"]] == ["started"]
             assert containers.state(name)["State"]["Running"]
+
+    run(work())
+
+
+@pytest.mark.parametrize("user", ["root", USER])
+def test_a_unit_is_stopped_as_planned_unless_it_was_restarted_meanwhile(
+    machine: Machine, tmp_path: Path, user: str
+) -> None:
+    """Over SSH, with systemd as it is; a plan needs no sudo, carrying it out does."""
+    machine.ssh("systemctl start sm-steady")
+    constraints = {"sudo_policy": "none" if user == "root" else "limited", "units": ["sm-*"]}
+    box = machine.target("box", connection={"username": user}, constraints=constraints)
+    given = {"action": "stop", "service_name": "sm-steady", "target": "box"}
+
+    async def work() -> None:
+        async with calls(tmp_path, box) as call:
+            (first,) = await call("manage_service", **given, dry_run=True)
+            machine.ssh("systemctl restart sm-steady")
+            (refused,) = await call("apply_plan", plan_id=first["data"]["plan_id"])
+            assert [one["name"] for one in refused["error"]["details"]["moved"]] == ["main_pid"]
+            (second,) = await call("manage_service", **given, dry_run=True)
+            assert machine.ssh("systemctl is-active sm-steady").strip() == "active"
+            (done,) = await call("apply_plan", plan_id=second["data"]["plan_id"])
+            assert done["data"]["active"] == "inactive"
+            (back,) = await call("manage_service", **second["data"]["plan"]["inverse"]["arguments"], target="box")
+            assert back["data"]["active"] == "active"
 
     run(work())
 
