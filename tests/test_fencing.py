@@ -138,7 +138,8 @@ NAMES = frozenset(
     UnitState.sub UnitState.load
     UnitState.enabled UnitState.since UnitState.result UnitState.file Updates.next Updates.tool PackageChange.name
     PackageChange.old PackageChange.new Updates.held_back Updates.lists_from PackageWork.next PackageWork.tool
-    PackageWork.held_back PackageWork.note SecurityAudit.next Finding.check Finding.title Finding.advice
+    PackageWork.held_back PackageWork.restart_services PackageWork.note SecurityAudit.next Finding.check Finding.title
+    Finding.advice
     SecurityAudit.severities Skipped.check Skipped.reason
     StackList.next StackRow.stack StackRow.commit StackRow.repo StackRow.branch StackRow.file StackStatus.stack
     StackStatus.commit StackStatus.repo StackStatus.branch StackStatus.file StackStatus.volumes ServiceState.service
@@ -309,7 +310,7 @@ OWN_DETAILS = {"reason", "line", "missing", "tried", "findings", "status"}
 """Details of errors in the gateway's own words, and numbers."""
 
 
-@pytest.mark.parametrize("name", ["stderr", "stdout", "output", "began", "said", "logs"])
+@pytest.mark.parametrize("name", ["stderr", "stdout", "output", "began", "said", "logs", "journal"])
 def test_every_detail_that_others_wrote_is_fenced(name: str) -> None:
     told: dict[str, Any] = {"code": "x", "details": {name: FOREIGN, "reason": "timeout"}}
     assert fence_error(told) and told["details"]["reason"] == "timeout"

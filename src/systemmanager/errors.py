@@ -30,6 +30,7 @@
         ├── DeadlineExceeded   deadline_exceeded
         ├── CommandMissing     command_missing
         ├── CommandFailed      command_failed       exit status or signal, with the end of what it said
+        │   ├── Locked         locked               another package manager is at work
         │   └── EndedUnknown   ended_without_status it ended, and nobody knows how: look how far it came
         ├── PrivilegeRequired  privilege_required   root is needed and sudo did not give it
         ├── NotFound           not_found            no such container, unit, file ...; names what is near
@@ -247,6 +248,12 @@ class CommandMissing(TargetError):
 
 class CommandFailed(TargetError):
     code = "command_failed"
+
+
+class Locked(CommandFailed):
+    code = "locked"
+    hint_default = "Wait until it has ended."
+    retryable_default = True
 
 
 class EndedUnknown(CommandFailed):

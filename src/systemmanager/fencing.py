@@ -20,7 +20,7 @@ Places = Mapping[str, Any] | bool | None
 _WHOLE = re.compile(r"<<untrusted ([0-9a-f]{12})>>[ \n](.*)[ \n]<<end \1>>", re.DOTALL)
 _END = re.compile(r"[ \n]<<end [0-9a-f]{12}>>\Z")
 LONGEST_END = 24
-FREE_DETAILS = ("stderr", "stdout", "output", "began", "said", "logs")
+FREE_DETAILS = ("stderr", "stdout", "output", "began", "said", "logs", "journal")
 """Details of errors that hold what a program or a server said."""
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from systemmanager.operations.package_tools import _running_old_code
 from tests.real.machine import Machine
-from tests.support import call
+from tests.real.ssh_ports import ssh_executor
+from tests.support import call, run
 
 
 @pytest.fixture
@@ -43,6 +45,32 @@ def test_updates_are_shown_first_and_then_made(tmp_path: Path, rocky: Machine) -
     done = ask(tmp_path, rocky, "update_system_packages", auto_approve=True)["data"]
     assert done["applied"] is True and installed(rocky) == ["sm-app-2.0-1.noarch"]
     assert ask(tmp_path, rocky, "check_system_updates")["data"]["total"] == 0
+
+
+def test_a_lock_is_waited_for(tmp_path: Path, rocky: Machine) -> None:
+    rocky.ssh("mkdir -p /var/cache/dnf; sleep 4 >/dev/null 2>&1 & echo -n $! >/var/cache/dnf/metadata_lock.pid")
+    error = ask(tmp_path, rocky, "update_system_packages")["error"]
+    assert error["code"] == "locked" and error["retryable"] and "sleep" in error["message"], error
+    done = ask(tmp_path, rocky, "update_system_packages", auto_approve=True)["data"]
+    assert [one["name"] for one in done["packages"]] == ["sm-app"]
+
+
+def test_services_that_run_what_was_replaced_are_named(tmp_path: Path, rocky: Machine) -> None:
+    """As after an update: the file on the disk is another one than the one that runs."""
+    rocky.ssh("cp /bin/sleep /usr/local/bin/sm-old && systemd-run --quiet --unit=sm-old /usr/local/bin/sm-old 1000")
+
+    async def found() -> Any:
+        async with ssh_executor(tmp_path) as opened:
+            return await _running_old_code(await opened(rocky.target(), "Shell"))
+
+    try:
+        assert "sm-old.service" not in run(found())
+        rocky.ssh("cp /bin/sleep /usr/local/bin/sm-new && mv /usr/local/bin/sm-new /usr/local/bin/sm-old")
+        assert "sm-old.service" in run(found())
+        data = ask(tmp_path, rocky, "update_system_packages", auto_approve=True)["data"]
+        assert isinstance(data["restart_services"], list)
+    finally:
+        rocky.ssh("systemctl stop sm-old; rm -f /usr/local/bin/sm-old")
 
 
 def test_a_fleet_is_updated_at_once(tmp_path: Path, rocky: Machine) -> None:

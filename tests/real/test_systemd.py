@@ -85,6 +85,20 @@ def test_a_unit_that_does_not_start_says_why(tmp_path: Path, machine: Machine) -
     assert "the disk is gone" in json.dumps(error), error
 
 
+@pytest.mark.parametrize(("unit", "state"), [("sm-short", "failed"), ("sm-looping", "")])
+@pytest.mark.parametrize("action", ["start", "restart"])
+def test_a_unit_that_starts_and_then_breaks_is_an_error(
+    tmp_path: Path, machine: Machine, unit: str, state: str, action: str
+) -> None:
+    try:
+        error = manage(tmp_path, machine, action, unit)["error"]
+    finally:
+        machine.ssh(f"systemctl stop {unit}; systemctl reset-failed {unit}")
+    assert error["code"] == "command_failed" and "did not stay up" in error["message"], error
+    assert state in error["message"] and "status=9" in json.dumps(error["details"]["journal"])
+    assert state == "" or "no database" in json.dumps(error["details"]["journal"])
+
+
 def test_a_unit_outside_of_the_constraints_is_left_alone(tmp_path: Path, machine: Machine) -> None:
     before = machine.ssh("systemctl show -P MainPID dbus")
     assert manage(tmp_path, machine, "restart", "dbus.service")["error"]["code"] == "unit_not_allowed"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from systemmanager.errors import CommandFailed, NotFound, PrivilegeRequired, TargetError, UnreadableOutput
+from systemmanager.errors import CommandFailed, Locked, NotFound, PrivilegeRequired, TargetError, UnreadableOutput
 from systemmanager.ports import Output, Result
 
 
@@ -132,6 +132,21 @@ def _dnf_change(section: str, name: str, arch: str, version: str, now: Mapping[s
     return PackageChange(name=name, old=now.get(f"{name}:{arch}"), new=version)
 
 
+_UNIT_OF = re.compile(r"^[0-9]+:(?:name=systemd)?:/system\.slice/(?:.*/)?([^/]+\.service)(?:/.*)?$", re.MULTILINE)
+
+
+def units_of(cgroups: str) -> list[str]:
+    """The system's services that the processes of these /proc/PID/cgroup texts belong to."""
+    return sorted(set(_UNIT_OF.findall(cgroups)))
+
+
+def needrestart_units(text: str) -> list[str] | None:
+    """`needrestart -b`; None when that is not what it said."""
+    if "NEEDRESTART-VER:" not in text:
+        return None
+    return sorted(set(re.findall(r"^NEEDRESTART-SVC: (\S+\.service)$", text, re.MULTILINE)))
+
+
 def needs_reboot(text: str) -> bool | None:
     """`dnf needs-restarting -r`; None where the plugin is missing."""
     if "Reboot is required" in text:
@@ -139,7 +154,11 @@ def needs_reboot(text: str) -> bool | None:
     return False if "should not be necessary" in text else None
 
 
-_LOCK = re.compile(r"Could not get lock|dpkg frontend lock|transaction lock|is another process using it", re.IGNORECASE)
+_LOCK = re.compile(
+    r"Could not get lock|dpkg frontend lock|transaction lock|is another process using it|already locked by",
+    re.IGNORECASE,
+)
+_HOLDERS = (r"held by process (?P<pid>\d+)(?: \((?P<name>[^)]+)\))?", r"PID (?P<pid>\d+) is: (?P<name>\S+)")
 _UNKNOWN = re.compile(
     r"Unable to locate package|has no installation candidate|No match for argument|Unable to find a match"
     r"|Couldn't find any package",
@@ -163,11 +182,9 @@ def failure(program: str, what: str, output: Output) -> TargetError:
             f"{program} needs root to {what}", hint="Set sudo_policy of the target.", details=details
         )
     if _LOCK.search(said):
-        holder = re.search(r"held by process (\d+)(?: \(([^)]+)\))?", said)
-        who = f"{holder[2] or 'process'} ({holder[1]})" if holder else "another package manager"
-        return CommandFailed(
-            f"{who} holds the package lock", hint="Wait until it has ended.", retryable=True, details=details
-        )
+        holder = next(filter(None, (re.search(pattern, said) for pattern in _HOLDERS)), None)
+        who = f"{holder['name'] or 'process'} ({holder['pid']})" if holder else "another package manager"
+        return Locked(f"{who} holds the package lock", details=details)
     if _UNKNOWN.search(said):
         return NotFound(f"{program} knows no such package", details=details)
     hint = next((hint for mark, hint in _HINTS if mark in said), None)

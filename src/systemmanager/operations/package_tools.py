@@ -2,11 +2,12 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from systemmanager.errors import CommandMissing, NotFound, Unsupported, did_you_mean
+from systemmanager.errors import CommandMissing, NotFound, PrivilegeRequired, Unsupported, did_you_mean
 from systemmanager.operations import package_parsers as parse
 from systemmanager.operations.package_parsers import Plan
 from systemmanager.ports import Output, Shell
@@ -23,6 +24,18 @@ _REBOOT = "/run/reboot-required"
 _FETCHED = ("/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/lists/partial")
 _DPKG_LIST = ("dpkg-query", "-W", "-f", r"${Package}\t${Architecture}\t${Version}\t${db:Status-Abbrev}\n")
 _RPM_LIST = ("rpm", "-qa", "--qf", r"%{NAME}\t%{ARCH}\t%{EVR}\n")
+_OLD_CODE = (
+    'if [ "$(id -u)" != 0 ]; then exit 3; fi; '
+    "for p in $(grep -lsE '^[^ ]+ ..x. .* /(usr|lib|lib64|bin|sbin|opt)/.* \\(deleted\\)$' /proc/[0-9]*/maps); do "
+    'cat "${p%maps}cgroup" 2>/dev/null; done; exit 0'
+)
+"""Control groups of the processes that run code which was replaced on the disk; only root sees them all."""
+_DNF = ("--setopt=exit_on_lock=True",)
+_LOCKED = 200
+"""dnf's exit status when another one holds a lock (dnf(8)); by itself it would wait without an end."""
+_LOCK_ATTEMPTS = "abcdefg"
+_LOCK_PAUSE = "10"
+"""Seconds between two attempts to get dnf's lock: about what apt waits in all (DPkg::Lock::Timeout)."""
 _OTHERS = {
     "nixos": "NixOS is updated as a whole: change its flake or channel, then `nixos-rebuild switch`.",
     "alpine": "Use `apk -U upgrade` there.",
@@ -59,6 +72,17 @@ class PackageTool(Protocol):
         ...
 
     async def apply(self, package: str | None) -> Output: ...
+    async def restarts(self) -> list[str] | None:
+        """Services that still run what was replaced; None where that can't be known."""
+        ...
+
+
+async def _running_old_code(shell: Shell) -> list[str] | None:
+    try:
+        output = await shell.run("sh", "-c", _OLD_CODE, privileged=True, check=False, latest=True)
+    except PrivilegeRequired:
+        return None
+    return parse.units_of(output.stdout) if output.status == 0 else None
 
 
 async def package_tool(shell: Shell) -> PackageTool:
@@ -127,6 +151,13 @@ class Apt:
             "apply", "apt-get", *_UNATTENDED, *arguments, privileged=True, check=False, env=_QUIET
         )
 
+    async def restarts(self) -> list[str] | None:
+        with suppress(CommandMissing, PrivilegeRequired):
+            output = await self.shell.run("needrestart", "-b", "-r", "l", privileged=True, check=False)
+            if (found := parse.needrestart_units(output.stdout)) is not None:
+                return found
+        return await _running_old_code(self.shell)
+
 
 @dataclass(frozen=True, slots=True)
 class Dnf:
@@ -155,7 +186,7 @@ class Dnf:
     async def plan(self, package: str | None) -> Plan:
         what = ("upgrade",) if package is None else ("install", package)
         output, now = await asyncio.gather(
-            self.shell.run("dnf", "--assumeno", *what, privileged=True, check=False), self.installed()
+            self.shell.run("dnf", *_DNF, "--assumeno", *what, privileged=True, check=False), self.installed()
         )
         said = output.stdout + output.stderr
         if output.status not in (0, 1) or "Error" in said or "No match for argument" in said:
@@ -177,7 +208,27 @@ class Dnf:
 
     async def apply(self, package: str | None) -> Output:
         what = ("upgrade",) if package is None else ("install", package)
-        return await self.shell.detached("apply", "dnf", "-y", "--refresh", *what, privileged=True, check=False)
+        return await self._unlocked(*what)
+
+    async def _unlocked(self, *what: str) -> Output:
+        """Do it as soon as the lock is free, within about a minute. Each attempt is a step of its own: taken up again,
+        those that found it locked have ended already."""
+        for attempt in _LOCK_ATTEMPTS:
+            if attempt != _LOCK_ATTEMPTS[0]:
+                await self.shell.run("sleep", _LOCK_PAUSE, check=False)
+            output = await self.shell.detached(
+                f"apply-{attempt}", "dnf", *_DNF, "-y", "--refresh", *what, privileged=True, check=False
+            )
+            if output.status != _LOCKED:
+                break
+        return output
+
+    async def restarts(self) -> list[str] | None:
+        with suppress(CommandMissing, PrivilegeRequired):
+            output = await self.shell.run("dnf", *_DNF, "-q", "needs-restarting", "-s", privileged=True, check=False)
+            if output.status == 0:
+                return sorted({line for line in output.stdout.split() if line.endswith(".service")})
+        return await _running_old_code(self.shell)
 
 
 def _iso(seconds: int) -> str:

@@ -45,6 +45,7 @@ class PackageWork(Page):
     packages: list[PackageChange]
     held_back: list[str] | None = None
     reboot_required: bool | None = None
+    restart_services: list[str] | None = Field(default=None, description="They still run the old code.")
     note: str | None = None
 
 
@@ -180,11 +181,13 @@ async def _applied(tool: PackageTool, package: str | None) -> PackageWork:
         error.details = {**(error.details or {}), "changed_before_that": len(changes)}
         raise error
     traces = await tool.traces()
+    restarts = await tool.restarts() if changes else None
     return PackageWork(
         tool=tool.name,
         applied=True,
         total=len(changes),
         packages=changes,
         reboot_required=traces.reboot,
+        restart_services=restarts,
         note=note if changes or note else "Everything was up to date.",
     )

@@ -29,6 +29,9 @@ _PROPERTIES = (
 )  # fmt: skip
 _UTC = {"TZ": "UTC"}
 _JOURNAL_LINES = 10
+_SETTLE = "2"
+"""Seconds that a unit has to stay up."""
+_ACT_WITHIN = 60
 _UNSET = 2**64 - 1
 """What systemd writes for a number that it does not have."""
 
@@ -127,10 +130,51 @@ def _changes(state: UnitState, action: ServiceAction) -> list[Change]:
 async def manage_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> UnitState:
     """Start, stop, restart, enable or disable one systemd unit, and say how it is afterwards."""
     unit = (await _state(shell, service_name)).unit  # an unknown unit is answered before anything happens
-    output = await systemctl(shell, action, "--", unit, privileged=True)
+    output = await _act(shell, action, unit)
     if output.status != 0:
         raise await _failure(shell, action, unit, output)
-    return await get_service_status(shell, unit)
+    state = await get_service_status(shell, unit)
+    return await _settled(shell, action, state) if action in ("start", "restart") else state
+
+
+async def _act(shell: Shell, action: str, unit: str) -> Output:
+    """Have systemd do it, and wait for its end; not for ever, it may take as long as the unit's own timeouts."""
+    try:
+        async with asyncio.timeout(_ACT_WITHIN):
+            return await systemctl(shell, action, "--", unit, privileged=True)
+    except TimeoutError as error:
+        state = await _state(shell, unit)
+        raise CommandFailed(
+            f"systemctl {action} {unit} has not ended after {_ACT_WITHIN} s: the unit is {state.active} ({state.sub})",
+            hint="systemd goes on with it until the unit's own timeout; get_service_status shows how it is.",
+            details={"journal": await _journal(shell, unit)},
+        ) from error
+
+
+async def _settled(shell: Shell, action: str, state: UnitState) -> UnitState:
+    """How the unit is two seconds later, where it still runs. Raises `CommandFailed` when it has broken meanwhile."""
+    before = state
+    if not _broken(before, before) and state.active in ("active", "activating") and state.sub != "exited":
+        await shell.run("sleep", _SETTLE, check=False)
+        state = await get_service_status(shell, state.unit)
+    if not _broken(before, state):
+        return state
+    seen = {"state": f"{state.active} ({state.sub})", "result": state.result, "exit_status": state.exit_status}
+    seen |= {"signal": state.signal, "restarts": state.restarts}
+    raise CommandFailed(
+        f"systemctl {action} {state.unit} succeeded, but the unit did not stay up: it is {state.active} ({state.sub})",
+        hint="Its last log lines say why; get_service_status shows it again.",
+        details={
+            **{name: value for name, value in seen.items() if value},
+            "journal": await _journal(shell, state.unit),
+        },
+    )
+
+
+def _broken(before: UnitState, now: UnitState) -> bool:
+    """Whether it failed, or systemd has had to start it again."""
+    again = (now.restarts or 0) > (before.restarts or 0)
+    return now.active == "failed" or now.sub.startswith("auto-restart") or again
 
 
 async def systemctl(shell: Shell, *arguments: str, privileged: bool = False) -> Output:
