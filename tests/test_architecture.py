@@ -11,7 +11,7 @@ TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 VOCABULARY = {
-    "addresses", "errors", "fencing", "following", "params", "plan", "ports", "operation", "references", "target",
+    "across", "addresses", "errors", "fencing", "following", "params", "plan", "ports", "operation", "references", "target",
     "request",
     "scopes", "stacks",
 }  # fmt: skip

@@ -46,6 +46,7 @@ from systemmanager.running import Opener, Runner
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.target import Target
 from systemmanager.telling import Progress, Told
+from systemmanager.together import together
 
 Still = Callable[[], Awaitable[Principal]]
 Decided = tuple[Call, list[Request], list[Decision]]
@@ -224,6 +225,7 @@ class Gateway:
         try:
             await self._written_down(call, requests, decisions)
             reply = Reply(call.id, call.entry.tool, await results(call, requests, decisions))
+            reply = reply if call.shared.dry_run else together(call.operation, reply)
             return shaping.bound(reply, shaping.page_start(call.operation.arguments, call.arguments))
         except CallError as error:
             return shaping.fault(call.id, call.entry.tool, error.as_dict())

@@ -22,6 +22,11 @@ def print_reply(console: Console, reply: Reply) -> None:
     if reply.error is not None:
         _print_error(console, "", reply.error)
         return
+    if reply.job is not None:
+        _print_data(console, {"job": reply.job})
+    if reply.across is not None:
+        _print_data(console, unfenced(reply.across))
+        console.print()
     for result in reply.results:
         result.data, result.error = unfenced(result.data), unfenced(result.error)
     if (found := grouped(reply.results)) is not None:

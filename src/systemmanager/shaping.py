@@ -52,7 +52,7 @@ class TargetReply:
 class Reply:
     """The answer to one call. `error` is a fault of the call as a whole; then nothing ran and `results` is empty.
 
-    `job`: the call goes on, and these are the results so far.
+    `job`: the call goes on, and these are the results so far. `across` is what holds for all targets together.
     """
 
     call_id: str
@@ -61,6 +61,7 @@ class Reply:
     error: dict[str, Any] | None = None
     omitted: list[TargetReply] = field(default_factory=list)
     job: dict[str, Any] | None = None
+    across: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,11 +79,14 @@ class Reply:
         body: dict[str, Any] = {"call_id": self.call_id, "tool": self.tool, "ok": self.ok}
         if self.error is not None:
             return {**body, "error": self.error}
-        if self.job is not None:
-            body["job"] = self.job
+        body |= self._about()
         body["results"] = [result.as_dict() for result in self.results]
         body["summary"] = self._summary()
         return body
+
+    def _about(self) -> dict[str, Any]:
+        """What is said of all targets together."""
+        return {name: value for name, value in (("job", self.job), ("across", self.across)) if value is not None}
 
     def _summary(self) -> dict[str, Any]:
         everything = (*self.results, *self.omitted)
@@ -105,8 +109,7 @@ class Reply:
         if self.error is not None:
             body["error"] = self.error
         else:
-            if self.job is not None:
-                body["job"] = self.job
+            body |= self._about()
             body |= _results(self.results)
             if self.omitted or (len(self.results) > 1 and (not self.ok or self.results[0].wave)):
                 body["summary"] = self._summary()

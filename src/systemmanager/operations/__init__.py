@@ -21,6 +21,8 @@ AREAS = (
     "analysis",
     "packages",
     "security",
+    "comparison",
+    "consumers",
     "plans",
 )
 

@@ -11,7 +11,18 @@ from fastmcp.prompts.base import PromptArgument
 from mcp.shared.exceptions import MCPError
 from pydantic import PrivateAttr, StringConstraints, TypeAdapter, ValidationError
 
-from systemmanager.params import AbsolutePath, ContainerName, Hostname, ImageName, ImageTag, Plain, TcpPort, UnitName
+from systemmanager.params import (
+    AbsolutePath,
+    ContainerName,
+    Hostname,
+    ImageName,
+    ImageTag,
+    Plain,
+    RepoUrl,
+    StackName,
+    TcpPort,
+    UnitName,
+)
 from systemmanager.shaping import compact_json
 
 Values = Mapping[str, Any]
@@ -115,7 +126,7 @@ QUESTIONS: tuple[Question, ...] = (
         "top_cpu",
         "What's using all the CPU across all database nodes? Busiest processes of a group of machines.",
         "What uses the CPU on {targets}?",
-        (("get_system_status", _with()), ("get_top_processes", _with(sort_by="cpu", limit=10))),
+        (("top_consumers", _with(limit=10)),),
         "Compare the targets: which are busy, with which processes, and which one stands out.",
         (_targets("role:db"),),
     ),
@@ -154,13 +165,52 @@ QUESTIONS: tuple[Question, ...] = (
         "Analyze the syslog for security issues: failed logins, sudo, kernel and service errors.",
         "Which security issues does {path} on {targets} show?",
         (
-            ("file_operations", _with("path", action="tail", lines=500)),
+            ("analyze_container_logs", lambda values: _on(values, name_or_id=values["path"], lines=1000)),
             ("file_operations", _with("path", action="search", pattern="*ailed*", lines=200)),
         ),
         "Group what you find (failed logins by source, privilege use, crashes, errors that repeat), each with count, "
         "first and last time, and one line as evidence. Say how severe it is and what to do. Without that file, "
         "try /var/log/auth.log or /var/log/messages.",
         (Given("path", AbsolutePath, "Log file; default /var/log/syslog.", "/var/log/syslog"), _targets("local")),
+    ),
+    Question(
+        "container_trouble",
+        "Why does a container fail? Root cause from its logs, exit code, health and neighbours.",
+        "What is wrong with the container {name_or_id} on {targets}?",
+        (("analyze_container_logs", _with("name_or_id", lines=500)),),
+        "Name the root cause with the lines that show it and how sure it is; say it when no cause was found. Propose a "
+        "fix; restart nothing unless asked.",
+        (Given("name_or_id", ContainerName, "Container name or id, such as web."), _targets("local")),
+    ),
+    Question(
+        "deploy_stack",
+        "Deploy my monitoring stack to all web servers: what would change, then the deployment, canary first.",
+        "Deploy the stack {stack_name} from {repo_url} to {targets}.",
+        (
+            ("get_container_list", _with()),
+            ("deploy_stack", _with("stack_name", "repo_url", dry_run=True)),
+            ("deploy_stack", _with("stack_name", "repo_url")),
+        ),
+        "Show what the dry run would change before you deploy; stop after it if it says deny. When it needs an approval, "
+        "say so and wait for the person. Afterwards say where it runs, where it was rolled back, and why.",
+        (
+            Given("stack_name", StackName, "Name of the stack, such as monitoring."),
+            Given("repo_url", RepoUrl, "https or ssh URL of its git repository."),
+            _targets("tag:web"),
+        ),
+    ),
+    Question(
+        "compare_machines",
+        "How do machines of one kind differ? Packages, kernel, services, each against what most of them have.",
+        "How do {targets} differ?",
+        (
+            ("compare_targets", _with(what="kernel")),
+            ("compare_targets", _with(what="packages")),
+            ("compare_targets", _with(what="services")),
+        ),
+        "Say which machines are as most are, then each odd one with what is missing, extra or of another version, and "
+        "what of that looks like a mistake.",
+        (_targets("role:web"),),
     ),
     Question(
         "pull_image",

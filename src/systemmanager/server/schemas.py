@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from systemmanager.together import schema_of
+
 _NOT_SAID = frozenset({"title", "pattern", "minLength", "maxLength", "minItems", "maxItems", "additionalProperties"})
 _NOT_SAID_OF_ANSWERS = _NOT_SAID | {"description", "default", "required", "minimum", "maximum", "enum"}
 
@@ -21,7 +23,10 @@ def output_schema(result: type[BaseModel]) -> dict[str, Any]:
     """The schema of a Reply whose `data` is `result`; a dry run's preview and a cut answer fit it too."""
     data = _short(result.model_json_schema(mode="serialization"), _NOT_SAID_OF_ANSWERS)
     item = {"properties": {"target": {"type": "string"}, "data": data}}
-    return {"type": "object", "properties": {"results": {"type": "array", "items": item}}}
+    properties: dict[str, Any] = {"results": {"type": "array", "items": item}}
+    if (whole := schema_of(result)) is not None:
+        properties["across"] = _short(whole.model_json_schema(mode="serialization"), _NOT_SAID_OF_ANSWERS)
+    return {"type": "object", "properties": properties}
 
 
 def _short(schema: dict[str, Any], left_out: frozenset[str]) -> dict[str, Any]:
