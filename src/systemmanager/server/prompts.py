@@ -191,7 +191,7 @@ QUESTIONS: tuple[Question, ...] = (
             ("deploy_stack", _with("stack_name", "repo_url", dry_run=True)),
             ("deploy_stack", _with("stack_name", "repo_url")),
         ),
-        "Show what the dry run would change before you deploy; stop after it if it says deny. When it needs an approval, "
+        "Show what the dry run would change before you deploy; stop if it says deny. When it needs an approval, "
         "say so and wait for the person. Afterwards say where it runs, where it was rolled back, and why.",
         (
             Given("stack_name", StackName, "Name of the stack, such as monitoring."),
