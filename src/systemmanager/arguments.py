@@ -19,23 +19,18 @@ ApprovalId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Selectors = Annotated[list[Selector], Field(max_length=1000)] | Selector
 
 _TARGET = (Selector | None, Field(default=None, description="Id or selector; default local."))
-_TARGETS = (
-    Selectors | None,
-    Field(default=None, description="Several: ids or selectors."),
-)
-_REQUIRED = (Selectors, Field(description="Several: ids or selectors."))
+_TARGETS = (Selectors | None, Field(default=None))
+_REQUIRED = (Selectors, Field(description="Ids or selectors."))
 _FORMAT = (Format, Field(default="json"))
-_DRY_RUN = (bool, Field(default=False, description="Only plan it; plan_id is for apply_plan."))
-_WAIT = (float, Field(default=0, ge=0, le=300, description="Seconds to wait for it."))
+_DRY_RUN = (bool, Field(default=False, description="Only plan: gives a plan_id."))
+_WAIT = (float, Field(default=0, ge=0, le=300, description="Seconds."))
 _STRATEGY = (
     Annotated[Strategy, WithJsonSchema({"type": "object"})] | None,
-    Field(
-        default=None, description='Waves: {"batch": "1,10%,50%,100%", "max_failures": 0, "pause": 0, "health": true}'
-    ),
+    Field(default=None, description="Waves: batch 1,10%,50%,100%; max_failures 0; pause 0; health true"),
 )
-_APPROVAL = (ApprovalId | None, Field(default=None, description="From an earlier approval_required, once given."))
+_APPROVAL = (ApprovalId | None, Field(default=None, description="Once given."))
 
-_JOB_WAIT = (float, Field(default=25, ge=0, le=300, description="Seconds; then a job_id, and it goes on."))
+_JOB_WAIT = (float, Field(default=25, ge=0, le=300, description="Seconds until it goes on as a job."))
 _KEY = (Key | None, Field(default=None, description="Given again, the same job."))
 
 MOST_PROBLEMS = 10

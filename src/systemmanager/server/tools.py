@@ -12,7 +12,6 @@ from mcp_types import TextContent, ToolAnnotations
 from mcp_types import Tool as MCPTool
 from pydantic import PrivateAttr
 
-from systemmanager.arguments import call_model
 from systemmanager.gateway import Gateway, Still
 from systemmanager.operation import Operation
 from systemmanager.request import Principal
@@ -45,7 +44,7 @@ class OperationTool(Tool):
         tool = cls(
             name=operation.name,
             description=operation.description,
-            parameters=input_schema(call_model(operation)),
+            parameters=input_schema(operation),
             output_schema=output_schema(operation.result),
             annotations=annotations(operation),
         )
