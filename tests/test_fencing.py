@@ -154,7 +154,9 @@ NAMES = frozenset(
     LogAnalysis.ai LogAnalysis.recommendations LogAnalysis.state LogAnalysis.summary OtherCause.cause
     PerformanceIssue.issue PerformanceIssue.sentence Related.container Related.cause Related.state
     LogAnalysis.statistics TimelineRow.time TimelineRow.source
-    JobRow.job_id JobRow.tool JobRow.state JobRow.by JobRow.started JobRow.ended JobList.next JobStatus.job_id
+    Change.name Change.here Change.most Compared.items Compared.missing Compared.extra Majority.same
+    Majority.different Consumer.target Consumer.user JobRow.job_id JobRow.tool JobRow.state JobRow.by JobRow.started
+    JobRow.ended JobList.next JobStatus.job_id
     JobStatus.tool JobStatus.state JobStatus.by JobStatus.started JobStatus.ended JobStatus.arguments
     JobStatus.results JobStatus.said JobRow.said
     JobOutput.job_id
@@ -201,7 +203,7 @@ def test_operations_that_read_what_others_wrote_are_untrusted() -> None:
         "http_request_test", "manage_container", "update_docker_container", "file_operations", "get_service_status",
         "manage_service", "audit_security", "get_stack_status",
         "analyze_container_logs",
-        "job_status", "job_output", "job_cancel",
+        "job_status", "job_output", "job_cancel", "top_consumers",
     }  # fmt: skip
 
 

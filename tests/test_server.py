@@ -178,6 +178,8 @@ def test_toon_is_the_text_alone(era: Era, tmp_path: Path) -> None:
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 SAID = {
+    "stack_name": "monitoring",
+    "repo_url": "https://git.example/team/monitoring",
     "name_or_id": "nginx",
     "host": "database.home.lab",
     "port": "5432",

@@ -291,3 +291,9 @@ LISTEN = {
         },
     },
 }
+
+
+def test_all_tools_together_cost_a_model_less_than_the_budget() -> None:
+    from tests.benchmarks.tokens import BUDGET, schemas
+
+    assert sum(run(schemas()).values()) <= BUDGET
