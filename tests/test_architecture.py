@@ -11,9 +11,8 @@ TESTS = Path(__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 VOCABULARY = {
-    "across", "addresses", "errors", "fencing", "following", "params", "plan", "ports", "operation", "references", "target",
-    "request",
-    "scopes", "stacks",
+    "across", "addresses", "errors", "fencing", "following", "params", "plan", "ports", "operation", "references",
+    "request", "scopes", "stacks", "target",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": VOCABULARY,

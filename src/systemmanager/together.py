@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from systemmanager.across import Together
 from systemmanager.operation import Operation
 from systemmanager.shaping import Reply
 
 
 def together(operation: Operation, reply: Reply) -> Reply:
     """The reply with what holds across its targets, and of each target only what is left to be said then."""
-    if not issubclass(operation.result):
+    if not issubclass(operation.result, Together):
         return reply
     answered = {one.target: one for one in reply.results if one.error is None}
     found = {id: operation.result.model_validate(one.data) for id, one in answered.items()}
@@ -25,4 +26,4 @@ def together(operation: Operation, reply: Reply) -> Reply:
 
 def schema_of(result: type[Any]) -> type[Any] | None:
     """The model of what holds across targets; None where an operation says nothing of that."""
-    return result.Across if issubclass(result) else None
+    return result.Across if issubclass(result, Together) else None
