@@ -72,6 +72,7 @@ def stand_in(operation: Operation, answer: Callable[[], Any]) -> Operation:
         arguments=create_model(f"{operation.name}_arguments", __base__=_Empty),
         access=demand("system:admin", "system:admin", Risk.LOW),
         by=None,
+        compares=False,
         cases={},
         roles={},
         plan=None,

@@ -29,6 +29,9 @@ class Engine:
     async def inspect_image(self, name: str) -> dict[str, Any]:
         return {"Id": "sha256:" + "0" * 64, "Size": 1}
 
+    async def digest_now(self, reference: str) -> str:
+        return "sha256:" + "1" * 64
+
     async def pull(self, image: str, tag: str) -> dict[str, Any]:
         self.begun.append(image)
         await self.may_end.wait()
