@@ -15,8 +15,8 @@ from systemmanager.operations.services import plan_service
 from systemmanager.plan import Plan
 from tests.support import FakeShell, run
 
-WITHOUT = {"apply_plan"}
-"""What carries plans out has none."""
+WITHOUT = {"apply_plan", "job_cancel"}
+"""What carries plans out, or ends a job, has none."""
 
 OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 
@@ -160,7 +160,11 @@ def test_of_what_is_only_shown_nothing_would_change() -> None:
 def test_without_root_dnf_names_the_updates_that_it_knows_of() -> None:
     listing = "curl.x86_64  7.2-1  updates\n"
     installed = {"argv": ["rpm", "-qa", "--qf", r"%{NAME}\t%{ARCH}\t%{EVR}\n"], "stdout": "curl\tx86_64\t7.1-1\n"}
-    refused = {"argv": ["dnf", "--assumeno", "upgrade"], "status": 1, "stderr": "Error: superuser privileges needed"}
+    refused = {
+        "argv": ["dnf", "--setopt=exit_on_lock=True", "--assumeno", "upgrade"],
+        "status": 1,
+        "stderr": "Error: superuser privileges needed",
+    }
     advised = {"argv": ["dnf", "-q", "updateinfo", "list", "--security"]}
     listed = {"argv": ["dnf", "-q", "check-update"], "status": 100, "stdout": listing}
     release = {**RELEASE, "stdout": "ID=fedora\n"}

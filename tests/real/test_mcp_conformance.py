@@ -79,10 +79,14 @@ async def node(folder: Path, *argv: str) -> tuple[int, str]:
 async def judge(folder: Path, url: str, suite: str) -> dict[str, list[str]]:
     """Run a suite: what failed, per scenario."""
     package, *options = SUITES[suite]
-    results = folder / "results"
-    _, said = await node(
-        folder, str(MODULES / package / "dist/index.js"), "server", "--url", url, *options, "-o", str(results)
-    )
+    for attempt in range(3):
+        results = folder / f"results-{attempt}"
+        output = ("-o", str(results))
+        _, said = await node(
+            folder, str(MODULES / package / "dist/index.js"), "server", "--url", url, *options, *output
+        )
+        if "node:internal/deps/undici" not in said:
+            break  # else an assertion of node's own HTTP client ended the suite, not we
     found = {}
     for checks in results.glob("*/checks.json"):
         scenario = re.sub(r"^server-|-\d{4}-\d\d-\d\dT.*", "", checks.parent.name)
