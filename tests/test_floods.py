@@ -98,7 +98,9 @@ def test_a_thousand_hung_targets_keep_nobody_from_the_healthy_ones(
                 reply = (await crowd).as_dict()
                 assert loop.time() - started < DEADLINE + SLACK
                 codes = {one["target"]: "ok" if one["ok"] else one["error"]["code"] for one in reply["results"]}
-                assert Counter(codes.values()) == {"ok": len(healthy), "deadline_exceeded": HUNG}
+                counted = Counter(codes.values())
+                assert counted["ok"] == len(healthy) and counted.keys() <= {"ok", "deadline_exceeded", "unreachable"}
+                assert counted["deadline_exceeded"] + counted["unreachable"] == HUNG
                 assert all(codes[one.id] == "ok" for one in healthy)
                 assert gateway.runner.shares.free == GLOBAL_SLOTS and gateway.runner.shares.aside == room_aside()
                 assert not gateway._in_flight

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -239,7 +240,7 @@ class Connections:
                     self.release(outer)
         except TargetError as error:
             slot.failures += 1
-            slot.error = error
+            slot.error = copy(error)  # without its traceback, which holds the whole dead connection
             wait = min(BACKOFF * 2 ** (slot.failures - 1), LONGEST_BACKOFF)
             slot.retry_at = asyncio.get_running_loop().time() + wait
             raise
