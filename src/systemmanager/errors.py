@@ -30,6 +30,7 @@
         ├── DeadlineExceeded   deadline_exceeded
         ├── CommandMissing     command_missing
         ├── CommandFailed      command_failed       exit status or signal, with the end of what it said
+        │   ├── CutOff         cut_off              a change that lets no new connection in: the target takes it back
         │   ├── Locked         locked               another package manager is at work
         │   └── EndedUnknown   ended_without_status it ended, and nobody knows how: look how far it came
         ├── PrivilegeRequired  privilege_required   root is needed and sudo did not give it
@@ -248,6 +249,11 @@ class CommandMissing(TargetError):
 
 class CommandFailed(TargetError):
     code = "command_failed"
+
+
+class CutOff(CommandFailed):
+    code = "cut_off"
+    hint_default = "Wait until the target has taken it back, and look how it is."
 
 
 class Locked(CommandFailed):

@@ -105,6 +105,8 @@ class Shell(Protocol):
     async def forget(self) -> None:
         """Remove what detached programs of this job left on the target. Raises no `TargetError`."""
 
+    async def anew(self) -> bool | None: ...  # whether a new connection reaches the target; None: it needs none
+
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 

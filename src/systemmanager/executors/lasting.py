@@ -91,6 +91,9 @@ class Lasting:
     async def reconnect(self) -> None:
         """Be able to run commands again after the connection was lost. Raises `TargetError`."""
 
+    async def anew(self) -> bool | None:
+        return None
+
     def is_root(self) -> bool:
         raise NotImplementedError
 

@@ -51,7 +51,7 @@ class SshExecutor:
         kept = await use()
         match port:
             case "Shell":
-                return SshShell(permit, kept, use)
+                return SshShell(permit, kept, use, lambda: self._connections.anew(permit.target, permit.via))
             case "Facts":
                 return SshFacts(permit, kept)
             case "Files":

@@ -206,6 +206,19 @@ class Connections:
         kept.uses += 1
         return kept
 
+    async def anew(self, target: Target, via: tuple[Target, ...] = ()) -> None:
+        """Make one more connection, kept by nobody: whether the target still lets us in. Raises `TargetError`."""
+        outer = await self.use(via[-1], via[:-1]) if via else None
+        try:
+            kept = await self._behind_gate(target, outer)
+            try:
+                await kept.ping()
+            finally:
+                await kept.aclose()
+        finally:
+            if outer:
+                self.release(outer)
+
     def release(self, kept: Kept) -> None:
         kept.uses -= 1
         if kept.retired and not kept.uses:

@@ -20,13 +20,14 @@ from contextlib import suppress
 import anyio
 import asyncssh
 
-from systemmanager.errors import CommandFailed, Unsupported
+from systemmanager.errors import CommandFailed, TargetError, Unsupported
 from systemmanager.executors.bounded import Collected, finished, tail, with_privilege
 from systemmanager.executors.lasting import Lasting
 from systemmanager.executors.ssh_connections import Kept, Session, ssh
 from systemmanager.ports import Output
 from systemmanager.request import Permit
 
+ANEW_WITHIN = 10.0
 GRACE = 0.6
 """Seconds that an ended call waits for the target to say that the program is gone."""
 
@@ -137,14 +138,30 @@ class _Command(Session):
 class SshShell(Lasting):
     """Programs on one target, each on a channel of its own of the kept connection. `again` gives it a new one."""
 
-    def __init__(self, permit: Permit, kept: Kept, again: Callable[[], Awaitable[Kept]] | None = None) -> None:
+    def __init__(
+        self,
+        permit: Permit,
+        kept: Kept,
+        again: Callable[[], Awaitable[Kept]] | None = None,
+        try_new: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._permit = permit
         self._kept = kept
-        self._again = again
+        self._again, self._try_new = again, try_new
 
     async def reconnect(self) -> None:
         if self._kept.gone and self._again:
             self._kept = await self._again()
+
+    async def anew(self) -> bool | None:
+        try:
+            assert self._try_new is not None
+            async with asyncio.timeout(ANEW_WITHIN):
+                await self._try_new()
+            await self.reconnect()
+        except (TargetError, TimeoutError):
+            return False
+        return True
 
     def is_root(self) -> bool:
         return ssh(self._permit.target).username == "root"

@@ -18,6 +18,7 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.operation import Risk, operation
+from systemmanager.operations.cutoff import guarded
 from systemmanager.params import UnitName
 from systemmanager.plan import Change, Inverse, Plan
 from systemmanager.ports import FreeText, Output, Result, Shell
@@ -130,11 +131,15 @@ def _changes(state: UnitState, action: ServiceAction) -> list[Change]:
 async def manage_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> UnitState:
     """Start, stop, restart, enable or disable one systemd unit, and say how it is afterwards."""
     unit = (await _state(shell, service_name)).unit  # an unknown unit is answered before anything happens
-    output = await _act(shell, action, unit)
-    if output.status != 0:
-        raise await _failure(shell, action, unit, output)
-    state = await get_service_status(shell, unit)
-    return await _settled(shell, action, state) if action in ("start", "restart") else state
+
+    async def change() -> UnitState:
+        output = await _act(shell, action, unit)
+        if output.status != 0:
+            raise await _failure(shell, action, unit, output)
+        state = await get_service_status(shell, unit)
+        return await _settled(shell, action, state) if action in ("start", "restart") else state
+
+    return await guarded(shell, action, unit, change, lambda: get_service_status(shell, unit))
 
 
 async def _act(shell: Shell, action: str, unit: str) -> Output:
