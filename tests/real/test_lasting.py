@@ -192,6 +192,15 @@ def test_a_spool_that_was_made_and_then_left_is_started(tmp_path: Path, job: Fol
     assert run(job.follow(local()).detached("apply", "echo", "x")).stdout == "x\n"
 
 
+def test_a_second_runner_does_nothing(tmp_path: Path, job: Follower) -> None:
+    """One that was started late, by a gateway that is gone."""
+    wanted = run(job.follow(local()).detached("apply", "sh", "-c", f"echo once >>{tmp_path}/canary; echo out"))
+    (spool,) = job.spools
+    subprocess.run(["/bin/sh", str(spool / "run"), str(spool), "0022"], check=True, timeout=20)
+    assert (tmp_path / "canary").read_text() == "once\n"
+    assert run(job.follow(local()).detached("apply", "true")).stdout == wanted.stdout
+
+
 def test_what_is_left_is_private_and_forgotten_on_request(job: Follower) -> None:
     shell = job.follow(local())
     run(shell.detached("apply", "true"))

@@ -55,14 +55,16 @@ def test_root_s_command_is_a_unit_and_sees_what_it_would_see_without(
 
 
 def test_it_outlives_the_server_that_we_came_through(tmp_path: Path, machine: Machine, job: Follower) -> None:
-    argv = ("sh", "-c", "echo begun; systemctl kill --signal=KILL ssh; systemctl restart ssh; sleep 1; echo done")
+    go = f"/run/go-{job.id}"
+    cut = "systemctl kill --signal=KILL ssh; systemctl restart ssh; pkill -KILL -f '^sshd: root'"
+    argv = ("sh", "-c", f"echo begun; until [ -e {go} ]; do sleep 0.05; done; {cut}; sleep 0.5; echo done")
 
     async def work() -> Any:
         async with ssh_executor(tmp_path) as opened:
             port = job.follow(await opened(machine.target(), "Shell"))
             task = asyncio.create_task(port.detached("apply", *argv))
-            await asyncio.to_thread(until, lambda: job.text == "begun\n", "it has begun")
-            await asyncio.to_thread(machine.ssh, "pkill -KILL -f '^sshd.*root'")  # ends this very session, too
+            await asyncio.to_thread(until, lambda: job.text == "begun\n", "it has begun", 30)
+            await asyncio.to_thread(machine.ssh, f"touch {go}")
             return await task
 
     assert run(work()).stdout == "begun\ndone\n"
@@ -72,7 +74,7 @@ def test_it_outlives_the_server_that_we_came_through(tmp_path: Path, machine: Ma
 def test_cancelled_it_is_gone_with_all_that_it_started(
     tmp_path: Path, machine: Machine, job: Follower, username: str
 ) -> None:
-    program = "setsid sleep 1000 & trap '' TERM; while :; do sleep 1001; done"
+    program = "trap '' TERM; setsid sleep 1000 & while :; do sleep 1001; done"
 
     async def work() -> None:
         async with ssh_executor(tmp_path) as opened:

@@ -18,23 +18,11 @@ REVERT_AFTER, CHANGE_WITHIN, REACH_WITHIN = 90, 30, 60
 """Seconds from the setting of the timer: until the target takes the change back, for the change itself, and for a new
 connection to get there."""
 
-_WAYS_IN = frozenset(
-    [
-        "ssh",
-        "sshd",
-        "dropbear",
-        "networking",
-        "network",
-        "NetworkManager",
-        "systemd-networkd",
-        "dhcpcd",
-        "wpa_supplicant",
-        "tailscaled",
-        "wg-quick",
-        "openvpn",
-    ]
-)
-_FIREWALLS = frozenset(["nftables", "iptables", "ip6tables", "netfilter-persistent", "ufw", "firewalld", "shorewall"])
+_WAYS_IN = frozenset((
+    "ssh", "sshd", "dropbear", "networking", "network", "NetworkManager", "systemd-networkd", "dhcpcd",
+    "wpa_supplicant", "tailscaled", "wg-quick", "openvpn",
+))  # fmt: skip
+_FIREWALLS = frozenset(("nftables", "iptables", "ip6tables", "netfilter-persistent", "ufw", "firewalld", "shorewall"))
 
 
 @dataclass(frozen=True, slots=True)
