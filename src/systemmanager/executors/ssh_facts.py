@@ -28,8 +28,8 @@ from systemmanager.executors.ssh_shell import SshShell
 from systemmanager.ports import Connection, Cpu, Disk, Interface, IoCounters, Process, SystemStatus
 from systemmanager.request import Permit
 
-INTERVAL, OLDEST = 0.2, 60.0
-"""Seconds between which a kept CPU sample is good to compare with."""
+INTERVAL, OLDEST = 0.1, 60.0
+"""Seconds between which a kept CPU sample is good to compare with; under 0.1 the kernel's ticks show, says psutil."""
 MOST_DISKS = 64
 PROBE_BYTES = 16 * 1024 * 1024
 
@@ -195,9 +195,13 @@ async def _open_all(memory: _Memory) -> None:
         elif isinstance(reply, Failed) and path != "/proc/net/dev":
             raise Failed(reply.code, f"{path}: {reply}")
     static = [handle for handle in handles[len(paths) :] if handle is not None]
-    replies = await memory.sftp.ask(*(read_from(handle, 0) for handle in static))
-    await memory.sftp.ask(*(on_handle(CLOSE, handle) for handle in static))
-    texts = iter(map(_text, replies))
+    stat, *replies = await memory.sftp.ask(
+        read_from(memory.handles[_READ[0]], 0),
+        *(read_from(handle, 0) for handle in static),
+        *(on_handle(CLOSE, handle) for handle in static),
+    )
+    memory.sample = (asyncio.get_running_loop().time(), procfs.cpu_times(_text(stat)))
+    texts = iter(map(_text, replies[: len(static)]))
     hostname, kernel, release, fallback = (
         next(texts).strip() if handle is not None else "" for handle in handles[len(paths) :]
     )
@@ -237,20 +241,18 @@ async def _mounted(memory: _Memory) -> tuple[list[procfs.Mount], list[Reply | Fa
 
 
 async def _busy(memory: _Memory, now: float, times: procfs.CpuTimes) -> float:
-    """Percent busy since the kept sample; when there is none that fits, since another one a moment later."""
-    if memory.sample is not None:
-        age = now - memory.sample[0]
-        if INTERVAL <= age <= OLDEST:
-            memory.percent = procfs.busy_percent(memory.sample[1], times)
-            memory.sample = (now, times)
+    """Percent busy since the kept sample; when it is too young, since then and a moment later."""
+    assert memory.sample is not None
+    since, before = memory.sample
+    if now - since > OLDEST:
+        since, before, memory.percent = now, times, None
+    if (early := INTERVAL - (now - since)) > 0:
+        if memory.percent is not None:
             return memory.percent
-        if age < INTERVAL and memory.percent is not None:
-            return memory.percent
-    await asyncio.sleep(INTERVAL)
-    (reply,) = await memory.sftp.ask(read_from(memory.handles[_READ[0]], 0))
-    later = procfs.cpu_times(_text(reply))
-    memory.sample = (asyncio.get_running_loop().time(), later)
-    memory.percent = procfs.busy_percent(times, later)
+        await asyncio.sleep(early)
+        (reply,) = await memory.sftp.ask(read_from(memory.handles[_READ[0]], 0))
+        now, times = asyncio.get_running_loop().time(), procfs.cpu_times(_text(reply))
+    memory.sample, memory.percent = (now, times), procfs.busy_percent(before, times)
     return memory.percent
 
 
