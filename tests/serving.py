@@ -21,6 +21,7 @@ from systemmanager.server.auth.authentication import Authentication, Tokens
 from systemmanager.server.auth.ledger import Ledger
 from systemmanager.server.auth.tokens import Keys, mint
 from systemmanager.server.http import http_app, listening
+from systemmanager.server.sessions import USUAL, SessionLimits
 from systemmanager.settings import Settings
 from tests.support import real_gateway, target
 
@@ -61,12 +62,17 @@ class Served:
 
 
 @asynccontextmanager
-async def served(gateway: Gateway, authentication: Authentication | None = None, **more: Any) -> AsyncIterator[Served]:
+async def served(
+    gateway: Gateway,
+    authentication: Authentication | None = None,
+    sessions: SessionLimits = USUAL,
+    **more: Any,
+) -> AsyncIterator[Served]:
     """Serve a gateway over HTTP in this event loop; without `authentication` to tokens of `KEYS`. `more` settings."""
     settings = Settings.model_validate({"MCP_PORT": 0, "SYSTEMMANAGER_SHARED_SECRET": SECRET, **more})
     modes = authentication or by_token(gateway)
     server = build(gateway, caller_of(gateway, modes))
-    async with listening(http_app(server, gateway, settings, modes), settings) as port:
+    async with listening(http_app(server, gateway, settings, modes, sessions=sessions), settings) as port:
         yield Served(f"http://127.0.0.1:{port}/mcp", server=server)
 
 

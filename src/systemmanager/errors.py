@@ -7,6 +7,7 @@
     │   ├── InvalidArguments   invalid_arguments
     │   ├── UnknownTarget      unknown_target
     │   ├── TooManyCalls       busy                 of this principal at a time
+    │   ├── TooManySessions    too_many_sessions    old-era MCP sessions, none of which may end for another
     │   ├── IdempotencyConflict idempotency_conflict  the key stands for another call
     │   ├── JobsUnavailable    jobs_unavailable     what has to survive can't be written down
     │   ├── Unauthenticated    unauthenticated      the credential ended, or nobody could say, while the call waited
@@ -129,6 +130,12 @@ class TooManyCalls(CallError):
 
     code = "busy"
     hint_default = "Wait until some of them have ended; one call may be for many targets."
+    retryable_default = True
+
+
+class TooManySessions(CallError):
+    code = "too_many_sessions"
+    hint_default = "End sessions that are not needed (HTTP DELETE), close their streams, or use protocol 2026-07-28."
     retryable_default = True
 
 

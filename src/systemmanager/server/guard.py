@@ -6,6 +6,7 @@ from typing import Any
 from fastmcp import FastMCP
 from fastmcp.exceptions import DisabledError, FastMCPError, NotFoundError
 from fastmcp.server.context import Context
+from fastmcp.server.dependencies import get_http_request
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import Tool, ToolResult
 from fastmcp.utilities.versions import VersionSpec
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from systemmanager.errors import InternalError
 from systemmanager.gateway import contained
+from systemmanager.server.sessions import holding
 
 EXPECTED = (MCPError, FastMCPError, NotFoundError, DisabledError, ValidationError)
 
@@ -50,7 +52,16 @@ class GuardedServer(FastMCP):
         if tool is None:
             return await super().call_tool(name, arguments, version=version, run_middleware=run_middleware)
         try:
-            async with Context(fastmcp=self):
-                return await contained(tool.run(arguments or {}), "tools/call", *EXPECTED)
+            with holding(_scope()):
+                async with Context(fastmcp=self):
+                    return await contained(tool.run(arguments or {}), "tools/call", *EXPECTED)
         except InternalError as error:
             raise MCPError(INTERNAL_ERROR, error.message, error.as_dict()) from error
+
+
+def _scope() -> Mapping[str, Any]:
+    """Of the HTTP request that is being served; empty on stdio."""
+    try:
+        return get_http_request().scope
+    except RuntimeError:
+        return {}

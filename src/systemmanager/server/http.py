@@ -26,6 +26,7 @@ from systemmanager.server.auth.door import Door
 from systemmanager.server.callbacks import Callbacks
 from systemmanager.server.connections import Connections, Limits, room_for_connections
 from systemmanager.server.peers import UnixListener, with_peers
+from systemmanager.server.sessions import USUAL, SessionLimits, bound_sessions
 from systemmanager.server.standing import Standing
 from systemmanager.settings import Settings
 
@@ -181,6 +182,7 @@ def http_app(
     settings: Settings,
     authentication: Authentication,
     stop: asyncio.Event | None = None,
+    sessions: SessionLimits = USUAL,
 ) -> ASGIApp:
     """The ASGI app: MCP at `/mcp`, liveness at `/healthz` (without any detail: nobody is asked who they are).
 
@@ -202,6 +204,7 @@ def http_app(
         host_origin_protection=True,
         allowed_hosts=accepted_hosts(settings),
     )
+    bound_sessions(app, server, sessions)
     return Standing(Trimmed(app), authentication, stop or asyncio.Event())
 
 
