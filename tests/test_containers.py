@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from systemmanager.operations.containers import ContainerList, get_container_list, published
+from systemmanager.operations.images import list_docker_images
 from tests.support import run
 
 ANY, ANY6 = "0.0.0.0", "::"
@@ -57,3 +58,19 @@ def test_a_long_list_is_given_in_pages_running_ones_first() -> None:
     assert [[row.name for row in page.containers] for page in found] == [["c000", "c002"], ["c004", "c001"], ["c003"]]
     assert {(page.total, page.running) for page in found} == {(5, 3)}
     assert found[-1].next is None
+
+
+class Images:
+    """A Docker port that only lists images, one of them built without a date as reproducible ones are."""
+
+    async def images(self) -> list[dict[str, Any]]:
+        never = -62135596800
+        return [{"Id": f"sha256:{abs(created):064x}", "Size": 1, "Created": created} for created in (never, 1767225600)]
+
+    async def containers(self) -> list[dict[str, Any]]:
+        return []
+
+
+def test_an_image_without_a_date_has_none() -> None:
+    port: Any = Images()
+    assert [row.created for row in run(list_docker_images(port)).images] == ["2026-01-01T00:00:00Z", None]

@@ -17,7 +17,7 @@ class ImageRow(Result):
     tags: list[str] | None = None
     id: str
     size: int = Field(description="Bytes.")
-    created: str
+    created: str | None = None
     containers: list[str] | None = Field(default=None, description="That are made from it.")
 
 
@@ -43,7 +43,7 @@ async def list_docker_images(docker: Docker, limit: Limit = 200, cursor: Cursor 
             tags=[tag for tag in image.get("RepoTags") or [] if "<none>" not in tag] or None,
             id=short_id(image["Id"]),
             size=image["Size"],
-            created=moment(image["Created"]),
+            created=moment(image["Created"]) if image["Created"] > 0 else None,
             containers=sorted(users.get(image["Id"], [])) or None,
         )
         for image in shown

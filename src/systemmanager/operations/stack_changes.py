@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
-
 from systemmanager.operations.containers import container_name
 from systemmanager.ports import Json, Result
 from systemmanager.stacks import LABEL, Judged
@@ -26,25 +24,25 @@ class ServiceImage(Result):
 
 
 class StackDifference(Result):
-    """What a deployment does to the target."""
+    """What a deployment does to the target. Lists of what there is none of are left out."""
 
     stack: str
     commit: str
     previous_commit: str | None = None
-    services_added: list[str] = Field(default_factory=list)
-    services_changed: list[ChangedService] = Field(default_factory=list)
-    services_removed: list[str] = Field(default_factory=list)
-    images: list[ServiceImage] = Field(default_factory=list)
-    volumes_added: list[str] = Field(default_factory=list)
-    volumes_left: list[str] = Field(default_factory=list)
-    networks_added: list[str] = Field(default_factory=list)
-    networks_removed: list[str] = Field(default_factory=list)
-    exempted: list[str] = Field(default_factory=list)
+    services_added: list[str] | None = None
+    services_changed: list[ChangedService] | None = None
+    services_removed: list[str] | None = None
+    images: list[ServiceImage]
+    volumes_added: list[str] | None = None
+    volumes_left: list[str] | None = None
+    networks_added: list[str] | None = None
+    networks_removed: list[str] | None = None
+    exempted: list[str] | None = None
 
     @property
     def nothing(self) -> bool:
-        lists = (self.services_added, self.services_changed, self.services_removed)
-        return not any((*lists, self.volumes_added, self.networks_added, self.networks_removed))
+        services = (self.services_added, self.services_changed, self.services_removed)
+        return not any((*services, self.volumes_added, self.networks_added, self.networks_removed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +119,18 @@ def difference(
         stack=wanted.source.stack,
         commit=wanted.commit,
         previous_commit=running[-1].commit or None if running else None,
-        services_added=sorted(set(services) - there),
-        services_changed=changed,
-        services_removed=sorted(there - set(services)),
+        services_added=sorted(set(services) - there) or None,
+        services_changed=changed or None,
+        services_removed=sorted(there - set(services)) or None,
         images=[
             ServiceImage(service=name, image=_image(wanted, name, one), digest=images.get(_image(wanted, name, one)))
             for name, one in sorted(services.items())
         ],
-        volumes_added=sorted(volumes - had_volumes),
-        volumes_left=sorted(had_volumes - volumes),
-        networks_added=sorted(networks - had_networks),
-        networks_removed=sorted(had_networks - networks),
-        exempted=list(wanted.exempted),
+        volumes_added=sorted(volumes - had_volumes) or None,
+        volumes_left=sorted(had_volumes - volumes) or None,
+        networks_added=sorted(networks - had_networks) or None,
+        networks_removed=sorted(had_networks - networks) or None,
+        exempted=list(wanted.exempted) or None,
     )
 
 

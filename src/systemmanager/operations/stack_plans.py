@@ -39,16 +39,16 @@ def deployment_plan(found: StackDifference, own: Sequence[Member], wanted: Judge
 
 
 def _changes(found: StackDifference) -> list[Change]:
-    fields = {one.service: ", ".join(one.fields)[:1000] for one in found.services_changed}
+    fields = {one.service: ", ".join(one.fields)[:1000] for one in found.services_changed or ()}
     images = {one.service: one.image for one in found.images}
     return [
-        *(Change(what=f"service {name}", after=images.get(name)) for name in found.services_added),
+        *(Change(what=f"service {name}", after=images.get(name)) for name in found.services_added or ()),
         *(Change(what=f"service {name}", field=said, before="as it is", after="as in the commit")
           for name, said in fields.items()),
-        *(Change(what=f"service {name}", before="as it is") for name in found.services_removed),
-        *(Change(what=f"volume {name}", after="new") for name in found.volumes_added),
-        *(Change(what=f"network {name}", after="new") for name in found.networks_added),
-        *(Change(what=f"network {name}", before="as it is") for name in found.networks_removed),
+        *(Change(what=f"service {name}", before="as it is") for name in found.services_removed or ()),
+        *(Change(what=f"volume {name}", after="new") for name in found.volumes_added or ()),
+        *(Change(what=f"network {name}", after="new") for name in found.networks_added or ()),
+        *(Change(what=f"network {name}", before="as it is") for name in found.networks_removed or ()),
     ]  # fmt: skip
 
 
