@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from systemmanager.operations.containers import ContainerList, get_container_list, published
-from systemmanager.operations.images import list_docker_images
+from systemmanager.operations.images import ImageList, list_docker_images
 from tests.support import run
 
 ANY, ANY6 = "0.0.0.0", "::"
@@ -65,12 +65,14 @@ class Images:
 
     async def images(self) -> list[dict[str, Any]]:
         never = -62135596800
-        return [{"Id": f"sha256:{abs(created):064x}", "Size": 1, "Created": created} for created in (never, 1767225600)]
+        return [{"Id": f"sha256:{abs(at):064x}", "Size": 1, "Created": at} for at in (never, 1767225600)]
 
     async def containers(self) -> list[dict[str, Any]]:
         return []
 
 
 def test_an_image_without_a_date_has_none() -> None:
-    port: Any = Images()
-    assert [row.created for row in run(list_docker_images(port)).images] == ["2026-01-01T00:00:00Z", None]
+    async def listed(docker: Any) -> ImageList:
+        return await list_docker_images(docker)
+
+    assert [row.created for row in run(listed(Images())).images] == ["2026-01-01T00:00:00Z", None]
