@@ -17,7 +17,7 @@ from systemmanager.server.auth.tailnet import Tailnet
 from systemmanager.server.peers import SIGNATURE, BadHeader, UnixListener, read_header
 from tests.serving import ACCEPT, BEARER, INITIALIZE, Served, served, serving
 from tests.support import fake_gateway, records, run, target
-from tests.tailscaled import ALICE, STRANGER, Tailscaled, tailscaled
+from tests.tailscaled import ALICE, RUNNER, STRANGER, Tailscaled, tailscaled
 
 LOGIN = {"Tailscale-User-Login": "alice@example.com", "X-Forwarded-For": ALICE}
 
@@ -225,3 +225,26 @@ def test_the_running_gateway_listens_on_its_socket_and_takes_it_away(tmp_path: P
         one.process.terminate()
         assert one.process.wait(20) == 0
     assert not path.exists()
+
+
+def test_one_member_of_the_tailnet_throttles_no_other_behind_tailscaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tailscaled brings them all, and says in a header of its own from which node each one comes."""
+    monkeypatch.setattr(throttle, "EVERY", 3600.0)
+    bad = {"Authorization": f"Bearer {'f' * 32}"}
+
+    async def work() -> None:
+        async with gateway(tmp_path):
+            path = tmp_path / "mcp.sock"
+            for _ in range(throttle.AT_ONCE):
+                assert await by_socket(path, **bad, **LOGIN) == 401
+            assert await by_socket(path, **bad, **LOGIN) == 429
+            assert await by_socket(path, **bad, **{**LOGIN, "X-Forwarded-For": RUNNER}) == 401, "another node's"
+            assert await by_socket(path, **LOGIN) == 200, "whom tailscaled names is heard"
+            monkeypatch.setattr(Tailnet, "_tailscaled", lambda self: 54_321)
+            for number in range(throttle.AT_ONCE * throttle.BY_PROXY + 1):
+                last = await by_socket(path, **bad, **{"X-Forwarded-For": f"100.64.1.{number}"})
+            assert last == 429, "nobody but tailscaled may say whose attempts they are"
+
+    run(work())

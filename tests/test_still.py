@@ -14,6 +14,7 @@ from fastmcp.client.elicitation import ElicitResult
 from fastmcp.client.transports import StreamableHttpTransport
 from mcp.shared.exceptions import MCPError
 
+from systemmanager.approvals import desk
 from systemmanager.approvals.webhook import Webhook
 from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals, Demand
@@ -217,6 +218,57 @@ def test_a_token_that_is_revoked_while_the_person_at_the_client_thinks(tmp_path:
                 call.cancel()
                 await asyncio.wait([call])
             assert one.scene.engine.pulled == (0 if revoke else 1)
+
+    run(work())
+
+
+def test_a_call_waits_no_longer_for_a_person_than_its_token_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the one at the client, who never says a word, nor for an answer that comes some other way."""
+    monkeypatch.setattr(desk, "KNOWN_EVERY", 0.05)
+
+    async def work(waits: dict[str, Any], *, thinks: bool) -> None:
+        async with there(tmp_path / str(thinks)) as one:
+            one.scene.gateway.policy = replace(one.scene.gateway.policy, approvals=Approvals(elicitation=Risk.CRITICAL))
+            one.scene.desk.rules = lambda: one.scene.gateway.policy.approvals
+            asked = asyncio.Event()
+
+            async def handler(message: str, response_type: Any, params: Any, context: Any) -> Any:
+                asked.set()
+                await asyncio.Event().wait()
+
+            call = asyncio.create_task(
+                one.call("legacy", OURS, {"elicitation_handler": handler} if thinks else {}, **waits)
+            )
+            await (asked.wait() if thinks else pending(one.scene))
+            done, _ = await asyncio.wait([call], timeout=0.3)
+            assert not done, "as long as the token counts there is time"
+            _revoked(one)
+            assert said(await asyncio.wait_for(call, 5)) == "unauthenticated"
+            assert one.scene.engine.pulled == 0
+
+    for thinks, waits in ((True, {}), (False, {"approval_wait": 60})):
+        (tmp_path / str(thinks)).mkdir()
+        run(work(waits, thinks=thinks))
+
+
+def test_an_outage_of_the_issuer_ends_no_wait_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "KNOWN_EVERY", 0.05)
+
+    async def work() -> None:
+        async with there(tmp_path) as one:
+            call = asyncio.create_task(one.call("auto", OPAQUE, approval_wait=30))
+            id = await pending(one.scene)
+            _outage(one)
+            done, _ = await asyncio.wait([call], timeout=0.5)
+            assert not done
+            one.idp.behave.clear()
+            verifier = one.modes.issuer
+            assert verifier is not None
+            verifier.issuer._down = float("-inf")
+            await one.scene.desk.answer(id, "ann@example.com", True, "operator")
+            assert said(await asyncio.wait_for(call, 10)) == "ok"
 
     run(work())
 

@@ -61,6 +61,8 @@ SAME: dict[str, tuple[str, str, bool]] = {
     "IPv6 of two networks": ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
     "IPv4 in IPv6": (HOME, f"::ffff:{HOME}", True),
     "IPv4 neighbours": (HOME, OTHER, False),
+    "two nodes of a tailnet": ("fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2", False),
+    "one node of a tailnet": ("fd7a:115c:a1e0::1", "fd7a:115c:a1e0:0::1", True),
 }
 
 

@@ -29,7 +29,7 @@ from systemmanager.errors import (
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer
 from systemmanager.jobs.life import Jobs, Known
-from systemmanager.journal import Call, Entry, Journal
+from systemmanager.journal import Call, Entry, Journal, Still
 from systemmanager.load import MOST_CALLS, InFlight, Readers, Recent
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.plans.planner import APPLY, Planner
@@ -48,7 +48,6 @@ from systemmanager.target import Target
 from systemmanager.telling import Progress, Told
 from systemmanager.together import together
 
-Still = Callable[[], Awaitable[Principal]]
 Decided = tuple[Call, list[Request], list[Decision]]
 Results = Callable[[Call, list[Request], list[Decision]], Awaitable[list[TargetReply]]]
 
@@ -128,14 +127,14 @@ class Gateway:
         `progress` is told after each target of many, and while the call waits for a person. `approve` is asked for the
         requests that need a person's yes and answers who said it, or raises as `settle` says; `elicit` asks
         whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
-        rights of that moment, once a person has answered; it raises `Unauthenticated` for a credential that has ended.
+        rights of that moment, once the call has waited; it raises `Unauthenticated` for a credential that has ended.
         `sample` is the client's model, for where the gateway has none of its own.
         """
         started, told = time.perf_counter(), Told(progress)
         entry = self._entry(principal, tool, arguments)
 
         async def once(raw: Mapping[str, Any], *asking: Any) -> Decided:
-            call = self.begin(entry, tool, raw, started)
+            call = replace(self.begin(entry, tool, raw, started), still=still)
             call = await self._planned(call)
             targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
             return call, *await self._decisions(call, targets, *asking)

@@ -5,7 +5,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,8 @@ NOT_RUN = "nothing ran: the call ended before it came to this target"
 MOST_OF_A_TEXT = 300
 """Characters of a text in an event; an address or a reason is short."""
 
+Still = Callable[[], Awaitable[Principal]]
+
 log = structlog.get_logger("systemmanager")
 
 
@@ -68,7 +70,9 @@ class Entry:
 class Call:
     """What belongs to one call while it runs; a reload does not change it.
 
-    `applies` is the plan to be carried out, `nonce` that of the fences in its answer.
+    `applies` is the plan to be carried out, `nonce` that of the fences in its answer. `still` names the principal
+    again, with the rights of that moment, when the call has waited; it raises `Unauthenticated` for a credential that
+    has ended.
     """
 
     entry: Entry
@@ -82,6 +86,7 @@ class Call:
     applies: Kept | None = None
     nonce: str = field(default_factory=new_nonce)
     job: "Job | None" = None
+    still: Still | None = None
 
     @property
     def id(self) -> str:

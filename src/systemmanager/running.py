@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from systemmanager.jobs.job import Job
 from systemmanager.journal import Call, Journal, being_cancelled
 from systemmanager.load import AllSlots, Readers, Shares, Slots, room_aside
 from systemmanager.plan import Plan
+from systemmanager.policy.gate import decide
 from systemmanager.ports import Result
 from systemmanager.refusal import failure, refusal
 from systemmanager.request import Decision, Permit, Principal, Request
@@ -30,6 +32,9 @@ Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
 Work = Callable[..., Awaitable[Result]]
 
 GLOBAL_SLOTS = 256
+
+ASKED_AGAIN_AFTER = 1.0
+"""Seconds after which a call that has waited for its turn is decided again."""
 
 log = structlog.get_logger("systemmanager")
 
@@ -167,9 +172,11 @@ class Runner:
         operation, target = call.operation, run.request.target
         fleet = nullcontext(self._fleet(call.principal)) if target is gateway_target() else None
         given = {"shown": call.redactor.text} if operation.compares and work is operation.function else {}
-        shared = self.shares.hold(call.principal.subject)
+        shared, since = self.shares.hold(call.principal.subject), time.monotonic()
         try:
             async with asyncio.timeout(permit.timeout) as run.deadline, slots.limit, shared:
+                if time.monotonic() - since >= ASKED_AGAIN_AFTER:
+                    await _still_allowed(call, run.request)
                 async with fleet or self._open(permit, operation.port) as port:
                     return await work(port, **call.arguments, **given)
         except TimeoutError as error:
@@ -187,6 +194,20 @@ class Runner:
         if call.operation.name in ("get_system_status", "health_check") and request.target is not gateway_target():
             seen = {"at": int(self._clock()), "tool": call.operation.name}
             self.last_status[result.target] = seen | result.as_dict()
+
+
+async def _still_allowed(call: Call, request: Request) -> None:
+    """Decide a call again that has waited for its turn: by the credential and the grants of now. Raises `Denied`, and
+    `Unauthenticated`. A job is the gateway's own once it has begun: it outlives the credential that it came with, and
+    is ended by `job_cancel` or a freeze."""
+    if call.still is None or call.job is not None:
+        return
+    now = await call.still()
+    registry, id = call.registry, request.target.id
+    granted = now.grants if request.own else tuple(one for one in now.grants if id in registry.granted(one))
+    decision = decide(replace(request, principal=now, granted=granted))
+    if decision.permit is None:
+        raise refusal(decision)
 
 
 def _ended_by(call: Call) -> dict[str, Any]:

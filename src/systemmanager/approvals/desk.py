@@ -3,10 +3,10 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -14,7 +14,7 @@ from systemmanager.approvals.answers import NoAnswer
 from systemmanager.approvals.people import listed
 from systemmanager.approvals.question import Question, question_of
 from systemmanager.approvals.store import ApprovalStore, Asked
-from systemmanager.errors import ApprovalRefused, ApprovalRequired, GatewayError, NotFound
+from systemmanager.errors import ApprovalRefused, ApprovalRequired, GatewayError, NotFound, Unauthenticated
 from systemmanager.journal import Call, Journal
 from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals
@@ -23,10 +23,12 @@ from systemmanager.request import Answer, Decision, Request, Verdict
 
 Judge = Callable[[Request], Decision]
 Approve = Callable[[Sequence[Request]], Awaitable[str]]
-Elicit = Callable[[Asked], Awaitable[bool | None]]
+Elicit = Callable[[Asked], Coroutine[Any, Any, bool | None]]
 Tell = Callable[[float, str], Awaitable[None]]
 Moved = Callable[[Call, Sequence[Request], str | None], Awaitable[Verdict | None]]
 Settled = tuple[list[Request], list[Decision]]
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from systemmanager.approvals.webhook import Webhook
@@ -36,6 +38,9 @@ LOOK = 0.5
 
 TELL_EVERY = 5.0
 """Seconds between two progress messages to whoever waits."""
+
+KNOWN_EVERY = 4.0
+"""Seconds between two looks at the credential of a call that waits for a person."""
 
 MOST_WAITING = 64
 MOST_WAITING_EACH = 8
@@ -126,6 +131,8 @@ class Desk:
                 if otherwise := await self._outdated(call, requests, question, moved):
                     return requests, held(decisions, otherwise)
                 asked = await self._redeem(call, call.shared.approval_id, question)
+        except Unauthenticated:
+            raise
         except GatewayError as error:
             return requests, held(decisions, _refused(error))
         except (sqlite3.Error, OSError) as error:
@@ -161,14 +168,14 @@ class Desk:
             if channel == "webhook" and self.webhook is not None and asked.id not in self._promised:
                 asked = await self._tell(self.webhook, asked)
             elif channel == "elicitation" and elicit is not None:
-                asked = await self._elicit(elicit, asked)
+                asked = await self._elicit(call, elicit, asked)
         return asked, before == "pending" and asked.state == "approved"
 
-    async def _elicit(self, elicit: Elicit, asked: Asked) -> Asked:
+    async def _elicit(self, call: Call, elicit: Elicit, asked: Asked) -> Asked:
         """Ask whoever sits at the client. They are on the side of who asks: never one of two people."""
         if asked.needed > 1 or not self.rules().elicits(Risk(asked.question["risk"])):
             return asked
-        said = await elicit(asked)
+        said = await _while_known(call, elicit(asked))
         if said is None:
             return await self.get(asked.id)
         try:
@@ -272,8 +279,10 @@ class Desk:
         if details is None:
             return None
         id = str(details["approval_id"])
-        if not details.get("given") and not (call.shared.approval_wait and await self._wait(call, id, tell)):
-            return None
+        if not details.get("given"):
+            waits = call.shared.approval_wait
+            if not waits or not await _while_known(call, self._wait(call, id, tell)):
+                return None
         return {"approval_id": id, "approval_wait": 0}
 
     async def _wait(self, call: Call, id: str, tell: Tell) -> bool:
@@ -341,6 +350,24 @@ class Desk:
         if plan := asked.question.get("plan"):
             details["plan_id"] = plan["plan_id"]
         await self.journal.event(name, details, subject)
+
+
+async def _while_known(call: Call, wait: Coroutine[Any, Any, T]) -> T:
+    """What a wait for a person comes to. It is given up when the credential of the call ends before: raises
+    `Unauthenticated`. An outage of who verifies it ends nothing; that is asked once more when there is an answer."""
+    waiting = asyncio.ensure_future(wait)
+    try:
+        while not (await asyncio.wait((waiting,), timeout=KNOWN_EVERY))[0]:
+            try:
+                if call.still is not None:
+                    await call.still()
+            except Unauthenticated as error:
+                if not error.retryable:
+                    raise
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        await asyncio.wait((waiting,))
 
 
 def _refused(error: GatewayError) -> Verdict:

@@ -12,7 +12,8 @@ from mcp_types import TextContent, ToolAnnotations
 from mcp_types import Tool as MCPTool
 from pydantic import PrivateAttr
 
-from systemmanager.gateway import Gateway, Still
+from systemmanager.gateway import Gateway
+from systemmanager.journal import Still
 from systemmanager.operation import Operation
 from systemmanager.request import Principal
 from systemmanager.server.elicitation import AtClient

@@ -89,7 +89,7 @@ class Authentication:
     async def user(self, scope: Scope) -> AuthenticatedUser:
         """Who makes this request. Raises `Missing` without a credential, `Refused` for one that is no good, and
         `Throttled` unheard for an address with too many of those."""
-        where = peer(scope)
+        where = self._whence(scope)
         with self.throttle.attempt(where, heard=True):
             token = _token(scope)
         digest = b"" if token is None else hashlib.sha256(token.encode()).digest()
@@ -103,6 +103,12 @@ class Authentication:
             except Refused:
                 self._remembered.pop(digest, None)
                 raise
+
+    def _whence(self, scope: Scope) -> str:
+        """Whose failed attempts are counted together. Behind tailscaled that is the node it names, not tailscaled: one
+        member of the tailnet keeps out no other."""
+        node = self.tailnet.node(scope) if self.tailnet is not None else None
+        return f"{peer(scope)} {node}" if node else peer(scope)
 
     def _brought(self, scope: Scope) -> bool:
         return self.tailnet is not None and self.tailnet.brings(scope)

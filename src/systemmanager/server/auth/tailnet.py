@@ -33,6 +33,7 @@ PAUSE = 1.0
 MOST_REMEMBERED = 4096
 DEFAULT_CAPABILITY = "example.com/cap/systemmanager"
 LOGIN, CAPABILITIES = b"tailscale-user-login", b"tailscale-app-capabilities"
+FORWARDED = b"x-forwarded-for"
 
 _API = "http://local-tailscaled.sock/localapi/v0"
 _LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*@[A-Za-z0-9][A-Za-z0-9.-]*", re.ASCII)
@@ -79,12 +80,25 @@ class Tailnet:
 
     def brings(self, scope: Scope) -> bool:
         """Whether tailscaled itself brings a request, over a unix socket, and says whose it is."""
+        return any(header == LOGIN for header, _ in scope["headers"]) and self._by_itself(scope)
+
+    def node(self, scope: Scope) -> str | None:
+        """The address of the node that tailscaled itself brings a request of, over a unix socket: tailscaled puts it
+        in the place of whatever the node has sent."""
+        given = [value for name, value in scope["headers"] if name == FORWARDED]
+        if len(given) != 1 or not self._by_itself(scope):
+            return None
+        try:
+            return str(ipaddress.ip_address(given[0].decode("latin-1")))
+        except ValueError:
+            return None
+
+    def _by_itself(self, scope: Scope) -> bool:
         name = str((scope.get("client") or ("",))[0])
         try:
-            itself = name.startswith(UID) and int(name.removeprefix(UID)) == self._tailscaled()
+            return name.startswith(UID) and int(name.removeprefix(UID)) == self._tailscaled()
         except Unavailable:
             return False
-        return itself and any(header == LOGIN for header, _ in scope["headers"])
 
     async def close(self) -> None:
         await self._together.close()
@@ -138,7 +152,7 @@ class Tailnet:
             headers.setdefault(name.replace(b"_", b"-"), []).append(value)
         if any(len(values) > 1 for name, values in headers.items() if name.startswith(b"tailscale-")):
             raise Refused("a Tailscale header given twice")
-        forwarded = [value.decode("latin-1") for value in headers.get(b"x-forwarded-for", [])]
+        forwarded = [value.decode("latin-1") for value in headers.get(FORWARDED, [])]
         if forwarded and (len(forwarded) > 1 or forwarded[0] in (await self._self())[1]):
             raise Refused("a connection from the gateway's own machine, which is nobody of the tailnet")
         if LOGIN not in headers:

@@ -14,9 +14,11 @@ AT_ONCE, EVERY = 20, 3.0
 """Failed attempts of one address that are heard at once, and seconds after which one more is."""
 
 BY_PROXY = 10
-"""So many times as many on loopback and on the unix socket, where a proxy brings everybody."""
+"""So many times as many on loopback and on the unix socket, where a proxy brings everybody. A peer with a space in its
+name is one whom such a proxy names."""
 
 MOST_ADDRESSES = 10_000
+TAILNET = ipaddress.IPv6Network("fd7a:115c:a1e0::/48")
 
 
 class Throttled(Refused):
@@ -95,13 +97,17 @@ class Throttle:
 
 
 def _network(peer: str) -> tuple[str, int]:
-    """What counts as one address (of IPv6 the /64 that one customer has), and how many share it."""
+    """What counts as one address (of IPv6 the /64 that one customer has), and how many share it.
+
+    A tailnet is one /64, and gives each of its nodes an address there that no other node can send from.
+    """
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:
-        return peer, BY_PROXY
+        return peer, 1 if " " in peer else BY_PROXY
     if address.version == 6 and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if address.is_loopback:
         return str(address), BY_PROXY
-    return (str(address) if address.version == 4 else str(int(address) >> 64)), 1
+    whole = address.version == 4 or address in TAILNET
+    return (str(address) if whole else str(int(address) >> 64)), 1
