@@ -1,5 +1,6 @@
 """Where the connections of an HTTP target go: to the host that was written, never to what its name was bent to."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from http.server import BaseHTTPRequestHandler
@@ -10,6 +11,7 @@ import pytest
 
 from systemmanager.errors import Denied, TlsFailed, Unreachable
 from systemmanager.executors import Surroundings
+from systemmanager.executors.egress import first_of
 from systemmanager.executors.http import HttpExecutor
 from systemmanager.ports import HttpAnswer
 from tests.real.sink import sink
@@ -116,6 +118,19 @@ def test_an_address_that_does_not_answer_does_not_hold_up_the_others() -> None:
     with http_site({"/": page}) as site:
         base = f"http://api.home.lab:{site.port}"
         assert asked(base, Names(["10.255.255.1", "127.0.0.1"]))[0].status == 204
+
+
+def test_an_attempt_that_something_below_cancels_is_a_failure_and_no_defect() -> None:
+    """As it happens beside a thousand others when a deadline and the head start end in one turn of the loop."""
+
+    async def dial(address: str) -> None:
+        raise asyncio.CancelledError
+
+    async def close(connection: None) -> None:
+        raise AssertionError("nothing was opened")
+
+    with pytest.raises(Unreachable, match="given up"):
+        run(first_of(["192.0.2.1", "192.0.2.2"], dial, close))
 
 
 def test_a_refused_connection_is_named() -> None:

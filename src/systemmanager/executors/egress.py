@@ -122,6 +122,8 @@ async def first_of(
         raise
     for late in won[1:]:
         await close(late)
+    if not (won or failures):  # the attempts were cancelled by something below us, as on a machine that can't keep up
+        raise Unreachable("the connection was given up before it stood", details={"reason": "timeout"})
     if not won:
         raise min(failures, key=_telling)
     return won[0]
