@@ -1,7 +1,7 @@
 """From raw arguments to validated ones: an operation's own parameters plus those that every tool shares."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any
 
@@ -37,8 +37,17 @@ MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """The caller comes back for the answer: a job is waited for so many seconds, where the call itself does not say how
+    long; with `always` even a call that would be none is a job."""
+
+    wait: float
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Shared:
-    """The shared parameters. `targets` is None when the call names none."""
+    """The shared parameters. `targets` is None when the call names none; `always_job` is no parameter."""
 
     targets: tuple[str, ...] | None
     format: Format
@@ -48,6 +57,11 @@ class Shared:
     strategy: Strategy | None = None
     wait: float = 25
     idempotency_key: str | None = None
+    always_job: bool = False
+
+    def until(self, later: Later, raw: Mapping[str, Any]) -> "Shared":
+        """These of a call whose caller comes back for the answer."""
+        return replace(self, wait=self.wait if "wait" in raw else later.wait, always_job=later.always)
 
     @property
     def planned(self) -> dict[str, Any]:
@@ -72,6 +86,12 @@ def call_model(operation: Operation) -> type[BaseModel]:
     if operation.job:
         shared |= {"wait": _JOB_WAIT, "idempotency_key": _KEY}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
+
+
+@cache
+def may_be_job(operation: Operation) -> bool:
+    """Whether some call of it may outlast its caller."""
+    return operation.job is not None or "strategy" in call_model(operation).model_fields
 
 
 def _may_ask(operation: Operation) -> bool:

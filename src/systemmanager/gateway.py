@@ -16,7 +16,7 @@ import structlog
 from systemmanager import shaping
 from systemmanager.advising import Model, advise
 from systemmanager.approvals.desk import Approve, Desk, Elicit, settle
-from systemmanager.arguments import Shared, validate
+from systemmanager.arguments import Later, Shared, validate
 from systemmanager.errors import (
     AuditUnavailable,
     CallError,
@@ -121,6 +121,7 @@ class Gateway:
         elicit: Elicit | None = None,
         still: Still | None = None,
         sample: Model | None = None,
+        later: Later | None = None,
     ) -> Reply:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
@@ -128,7 +129,7 @@ class Gateway:
         requests that need a person's yes and answers who said it, or raises as `settle` says; `elicit` asks
         whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
         rights of that moment, once the call has waited; it raises `Unauthenticated` for a credential that has ended.
-        `sample` is the client's model, for where the gateway has none of its own.
+        `sample` is the client's model, for where the gateway has none of its own. `later`: they come back for it all.
         """
         started, told = time.perf_counter(), Told(progress)
         entry = self._entry(principal, tool, arguments)
@@ -136,6 +137,8 @@ class Gateway:
         async def once(raw: Mapping[str, Any], *asking: Any) -> Decided:
             call = replace(self.begin(entry, tool, raw, started), still=still)
             call = await self._planned(call)
+            if later is not None:
+                call = replace(call, shared=call.shared.until(later, raw))
             targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
             return call, *await self._decisions(call, targets, *asking)
 

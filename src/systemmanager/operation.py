@@ -39,8 +39,10 @@ class Access:
 
     @property
     def mutates(self) -> bool:
-        """Whether it may change something: it says so, or a scope of it is for more than reading and diagnostics."""
-        return self.changes or any(scope.rpartition(":")[2] not in ("read", "diag") for scope in self.scopes)
+        """Whether it may change something: it says so, or it takes a scope for more than reading and diagnostics. What
+        the right to read is enough for changes nothing, whichever other scopes are enough, too."""
+        verbs = {scope.rpartition(":")[2] for scope in self.scopes}
+        return self.changes or ("read" not in verbs and not verbs <= {"diag"})
 
 
 Selection = Literal["optional", "required", "none"]

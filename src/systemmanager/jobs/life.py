@@ -100,12 +100,15 @@ class Jobs:
     ) -> Call:
         """Write a job down before anything of it is done; the call then belongs to it. One that can't be a job stays
         as it is. Raises `JobsUnavailable`, `TooManyCalls` and `Known`."""
-        runs = self.runs and any(decision.permit is not None for decision in decisions)
-        if not (runs and (call.operation.job or call.shared.strategy)) or call.shared.dry_run:
+        permitted = any(decision.permit is not None for decision in decisions)
+        runs = self.runs and (permitted or call.shared.dry_run)
+        lasts = (call.operation.job or call.shared.strategy) and not call.shared.dry_run
+        if not (runs and (lasts or call.shared.always_job)):
             return call
         subject, targets = call.principal.subject, tuple(request.target.id for request in requests)
         if sum(job.subject == subject for job in self._running.values()) >= MOST_JOBS:
             raise TooManyCalls(f"{MOST_JOBS} jobs of {subject!r} are running, and no more are taken at a time")
+        now = self.store.clock()
         people = next((request.approvers for request in requests if request.approvers), ())
         asked = {
             "principal": _principal(call.principal),
@@ -114,7 +117,7 @@ class Jobs:
         }
         row = JobRow(
             call.id, subject, call.operation.name, call.entry.arguments, targets, digest(call, targets),
-            call.shared.idempotency_key, asked, self._owner, "running", self.store.clock(), None, 0, "", False,
+            call.shared.idempotency_key, asked, self._owner, "running", now, None, 0, "", False, now,
         )  # fmt: skip
         try:
             self._hold()
@@ -181,10 +184,24 @@ class Jobs:
         job = self._running.get(row.id)
         if job is not None and job.task is not None:
             return await self._waited(job, wait, told)
+        return await self.reply_of(row)
+
+    async def reply_of(self, row: JobRow) -> Reply:
+        """The answer of a job as it stands on the disk. Raises `sqlite3.Error`."""
         results = await asyncio.to_thread(self.store.results, row.id)
         replies = [TargetReply.of(results[target]) for target in row.targets if target in results]
         about = None if row.ended else {"id": row.id, "state": row.state, "done": row.done, "of": len(row.targets)}
         return Reply(row.id, row.tool, replies, job=about)
+
+    async def ended(self, id: str) -> JobRow | None:
+        """Return when a job has ended, whichever process runs it; None for one that is gone. Raises `sqlite3.Error`."""
+        while (row := await asyncio.to_thread(self.store.one, id)) is not None and row.ended is None:
+            job = self._running.get(id)
+            if job is not None and job.task is not None:
+                await asyncio.wait({job.task}, timeout=LOOK_EVERY)
+            else:
+                await asyncio.sleep(LOOK_EVERY)
+        return row
 
     async def watch(self) -> None:
         """Bring to the disk what is heard, and end what somebody wants to end, until cancelled."""

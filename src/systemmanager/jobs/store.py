@@ -46,12 +46,17 @@ _FIRST = (
     PRIMARY KEY (job, target)
     ) STRICT""",
 )
+_CHANGED = (
+    "ALTER TABLE job ADD COLUMN changed REAL NOT NULL DEFAULT 0",
+    "UPDATE job SET changed = COALESCE(ended, started)",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
     """One job as it stands on the disk. `shown` are its redacted arguments, `asked` is what a new process needs to go
-    on; `stop` says that somebody wants it to end. Times in seconds since 1970."""
+    on; `stop` says that somebody wants it to end; `changed`: when anything of it last did. Times in
+    seconds since 1970."""
 
     id: str
     subject: str
@@ -68,13 +73,16 @@ class JobRow:
     done: int
     said: str
     stop: bool
+    changed: float
 
 
 def _row(values: Sequence[Any]) -> JobRow:
-    id, subject, tool, shown, targets, digest, key, asked, owner, state, started, ended, done, said, stop = values
+    id, subject, tool, shown, targets, digest, key, asked, owner, state, started, ended, done, said, stop, changed = (
+        values
+    )
     return JobRow(
         id, subject, tool, json.loads(shown), tuple(json.loads(targets)), digest, key, json.loads(asked), owner, state,
-        started, ended, done, said, bool(stop),
+        started, ended, done, said, bool(stop), changed,
     )  # fmt: skip
 
 
@@ -85,7 +93,7 @@ class JobStore:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._file, self.clock = StateFile(path, (_FIRST,)), clock
+        self._file, self.clock = StateFile(path, (_FIRST, _CHANGED)), clock
 
     def begin(self, job: JobRow) -> JobRow:
         """Write a new job down, before anything of it is done; answers the one that has its key already, if any."""
@@ -95,8 +103,9 @@ class JobStore:
             values = (
                 job.id, job.subject, job.tool, json.dumps(job.shown), json.dumps(job.targets), job.digest, job.key,
                 json.dumps(job.asked), job.owner, job.state, job.started, job.ended, job.done, job.said, int(job.stop),
+                job.changed,
             )  # fmt: skip
-            database.execute("INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", values)
+            database.execute("INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", values)
             self._forget(database)
         return job
 
@@ -155,7 +164,10 @@ class JobStore:
         """One target has ended; it is not done again."""
         with self._file.transaction() as database:
             database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (id, target, json.dumps(reply)))
-            database.execute("UPDATE job SET done = (SELECT count(*) FROM result WHERE job = ?1) WHERE id = ?1", (id,))
+            database.execute(
+                "UPDATE job SET done = (SELECT count(*) FROM result WHERE job = ?1), changed = ?2 WHERE id = ?1",
+                (id, self.clock()),
+            )
 
     def keep(self, id: str, target: str, name: str, value: Any) -> None:
         with self._file.transaction() as database:
@@ -164,7 +176,9 @@ class JobStore:
     def says(self, id: str, said: str, outputs: Mapping[str, str]) -> None:
         """What was last told of a job, and the whole output so far of some of its targets."""
         with self._file.transaction() as database:
-            database.execute("UPDATE job SET said = ? WHERE id = ?", (said, id))
+            database.execute(
+                "UPDATE job SET said = ?1, changed = ?2 WHERE id = ?3 AND said <> ?1", (said, self.clock(), id)
+            )
             for target, text in outputs.items():
                 database.execute("INSERT OR REPLACE INTO output VALUES (?, ?, ?)", (id, target, text))
 
@@ -183,7 +197,8 @@ class JobStore:
         """The whole job has ended; what it needed to go on is forgotten."""
         with self._file.transaction() as database:
             database.execute(
-                "UPDATE job SET state = ?, ended = ?, asked = '{}' WHERE id = ?", (state, self.clock(), id)
+                "UPDATE job SET state = ?1, ended = ?2, changed = ?2, asked = '{}' WHERE id = ?3",
+                (state, self.clock(), id),
             )
             database.execute("DELETE FROM kept WHERE job = ?", (id,))
 

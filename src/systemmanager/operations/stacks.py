@@ -159,6 +159,7 @@ async def deploy_stack(
     capability="stack:deploy",
     risk=Risk.CRITICAL,
     timeout=900,
+    job="again",
     open_world=True,
     plan=plan_update,
 )

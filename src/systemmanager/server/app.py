@@ -43,6 +43,7 @@ from systemmanager.server.listing import Listing
 from systemmanager.server.own_files import of_gateway, of_targets
 from systemmanager.server.prompts import add_prompts
 from systemmanager.server.resources import add_resources
+from systemmanager.server.tasks import Tasks
 from systemmanager.server.tools import Caller, OperationTool
 from systemmanager.settings import Settings, State, prepare_state
 
@@ -339,12 +340,14 @@ def build(gateway: Gateway, caller: Caller) -> FastMCP:
         middleware=[Guard()],
         dereference_schemas=False,
     )
-    server.own = {name: OperationTool.of(operation, gateway, caller) for name, operation in CATALOGUE.items()}
+    tasks = Tasks(gateway, caller)
+    server.own = {name: OperationTool.of(operation, gateway, caller, tasks) for name, operation in CATALOGUE.items()}
     for tool in server.own.values():
         server.add_tool(tool)
     add_resources(server, gateway, caller)
     add_prompts(server)
     server.add_transform(Listing(gateway, caller))
+    tasks.offer(server)
     _stop_relisting(server)
     return server
 

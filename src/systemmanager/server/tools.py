@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 from fastmcp.server.dependencies import get_context
 from fastmcp.tools import Tool, ToolResult
-from mcp_types import TextContent, ToolAnnotations
+from mcp_types import TextContent, ToolAnnotations, ToolExecution
 from mcp_types import Tool as MCPTool
 from pydantic import PrivateAttr
 
@@ -19,6 +19,7 @@ from systemmanager.request import Principal
 from systemmanager.server.elicitation import AtClient
 from systemmanager.server.sampling import ModelAtClient
 from systemmanager.server.schemas import input_schema, output_schema
+from systemmanager.server.tasks import Tasks, lasts, wish_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,19 @@ class OperationTool(Tool):
     _gateway: Gateway = PrivateAttr()
     _caller: Caller = PrivateAttr()
     _asked: str = PrivateAttr()
+    _tasks: Tasks | None = PrivateAttr(default=None)
 
     @classmethod
-    def of(cls, operation: Operation, gateway: Gateway, caller: Caller) -> "OperationTool":
+    def of(cls, operation: Operation, gateway: Gateway, caller: Caller, tasks: Tasks) -> "OperationTool":
         tool = cls(
             name=operation.name,
             description=operation.description,
             parameters=input_schema(operation),
             output_schema=output_schema(operation.result),
             annotations=annotations(operation),
+            execution=ToolExecution(task_support="optional") if lasts(operation) else None,
         )
+        tool._tasks = tasks if lasts(operation) else None
         return tool._bound(gateway, caller, operation.name)
 
     @classmethod
@@ -67,8 +71,11 @@ class OperationTool(Tool):
         tool.meta = None
         return tool
 
-    async def run(self, arguments: dict[str, Any]) -> ToolResult:
-        person, model = AtClient(get_context()), ModelAtClient(get_context())
+    async def run(self, arguments: dict[str, Any]) -> Any:
+        """A ToolResult, or what stands for the task that the call became."""
+        context = get_context()
+        person, model = AtClient(context), ModelAtClient(context)
+        wish = None if self._tasks is None else wish_of(context)
         reply = await self._gateway.call(
             self._caller(),
             self._asked,
@@ -77,9 +84,14 @@ class OperationTool(Tool):
             elicit=person.ask,
             still=self._caller.still,
             sample=model,
+            later=None if wish is None else wish.later,
         )
         if (question := person.answer() or model.answer()) is not None:
             return question
+        if wish is not None and self._tasks is not None:
+            wish.reply = reply
+            if reply.job is not None and not wish.later.always:
+                return await self._tasks.created(reply)
         wanted = "toon" if arguments.get("format") == "toon" else "json"
         return ToolResult(
             content=[TextContent(type="text", text=reply.text(wanted))],
