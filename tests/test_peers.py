@@ -14,7 +14,7 @@ import pytest
 from systemmanager.server.auth import tailnet, throttle
 from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.tailnet import Tailnet
-from systemmanager.server.peers import SIGNATURE, BadHeader, UnixListener, read_header
+from systemmanager.server.peers import SIGNATURE, BadHeader, UnixListener, read_header, with_peers
 from tests.serving import ACCEPT, BEARER, INITIALIZE, Served, served, serving
 from tests.support import fake_gateway, records, run, target
 from tests.tailscaled import ALICE, RUNNER, STRANGER, Tailscaled, tailscaled
@@ -178,6 +178,33 @@ def test_a_proxy_on_loopback_must_say_whom_it_speaks_for(name: str, tmp_path: Pa
     assert answer.startswith(begins) and (begins or not answer)
     if begins == b"HTTP/1.1 4":
         assert b" 401 " not in answer.split(b"\r\n")[0], "the peer was let in; the empty body is what was wrong"
+
+
+class Bare:
+    """What a connection is made of, without HTTP: who is there, and what came."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.client, self.came = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        self.came += data
+
+
+class Peer(tuple[str, int]):
+    """A transport that is no more than its peer."""
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("own", ["127.0.0.1", "::1", "192.0.2.7", "10.0.0.7", "2001:db8::7"])
+def test_a_proxy_that_is_not_on_loopback_speaks_for_nobody(own: str) -> None:
+    base: Any = Bare
+    one: Any = with_peers(base, proxied=True)()
+    one.connection_made(Peer((own, 4000)))
+    one.data_received(header() + b"GET")
+    known = ((ALICE, 40_000), b"GET") if own in ("127.0.0.1", "::1") else ((own, 4000), header() + b"GET")
+    assert (one.client, one.came) == known
 
 
 def test_a_proxy_header_counts_only_where_it_is_switched_on(tmp_path: Path) -> None:

@@ -326,6 +326,12 @@ def test_a_capability_that_is_demanded_must_be_there(tmp_path: Path) -> None:
     assert principal_of(identity, POLICY).grants == ()
 
 
+def test_the_capability_may_have_another_name_and_then_only_that_counts(tmp_path: Path) -> None:
+    caps = {"example.com/cap/other": [{"scopes": ["system:read"]}], CAPABILITY: [{"scopes": ["file:read"]}]}
+    identity = of(tmp_path, ALICE, person(caps=caps), capability="example.com/cap/other")
+    assert principal_of(identity, POLICY).grants == (Grant(READ, "tag:web"),)
+
+
 def test_capabilities_in_a_header_count_as_those_of_whois(tmp_path: Path) -> None:
     header = (b"tailscale-app-capabilities", b'{"example.com/cap/systemmanager":[{"scopes":["system:read"]}]}')
     assert by_headers(tmp_path, LOGIN, header).limits == (Grant(READ),)

@@ -173,7 +173,7 @@ def freeze(*, writes: bool = False, egress: bool = False, target: Target = None,
     writes
         Calls that change something.
     egress
-        Network diagnostics and HTTP targets.
+        Whatever reaches beyond its target (diagnostics, pulls, packages, stacks), and HTTP targets.
     target
         Everything on the targets that an id or a selector names; may be given several times.
     all

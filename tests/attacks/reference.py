@@ -180,4 +180,4 @@ def _is_frozen(one: dict[str, Any]) -> bool:
         return True
     if "writes" in one["frozen"] and _changes(one):
         return True
-    return "egress" in one["frozen"] and ("network:diag" in one["scopes"] or one["kind"] == "http")
+    return "egress" in one["frozen"] and (one["reaches_out"] or one["kind"] == "http")

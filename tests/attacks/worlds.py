@@ -67,6 +67,7 @@ QUESTIONS: dict[str, list[Any]] = {
         None, [], ["nginx"], ["nginx:1.27"], ["registry.lan/team/*"], ["library/nginx"], ["redis", "nginx:latest"],
     ],
     "frozen": [[], [], [], ["all"], ["writes"], ["egress"], ["target"]],
+    "reaches_out": [False, True],
     "running": [0, 0, 10, 21, 22, 110],
     "concurrency": [1, 2, 10],
     "recent": [0, 0, 4, 5, 10, 20, 99, 100],
@@ -86,7 +87,7 @@ PLAIN: dict[str, Any] = {
     "repo": None, "repo_hosts": [], "image": None,
     "tag": "latest", "images": None, "frozen": [], "running": 0, "concurrency": 10, "recent": 0, "approval": False,
     "demanded": False, "tainted": False, "approvers": 0, "dual": False,
-    "own": False,
+    "own": False, "reaches_out": False,
 }  # fmt: skip
 """A question that nothing is against."""
 
@@ -119,7 +120,7 @@ def asked(one: dict[str, Any]) -> Request:
     return Request(
         "call",
         Principal("mallory", "token", grants, "test"),
-        _operation(one["tool"], one["port"]),
+        _operation(one["tool"], one["port"], one["reaches_out"]),
         access,
         arguments,
         _target(one["kind"], *(_frozen_list(one[name]) for name in _LIMITS)),
@@ -150,8 +151,8 @@ def _frozen_list(value: Any) -> Any:
 
 
 @cache
-def _operation(tool: str, port: str) -> Operation:
-    return replace(CATALOGUE[tool], port=port, roles=ROLES)
+def _operation(tool: str, port: str, reaches_out: bool) -> Operation:
+    return replace(CATALOGUE[tool], port=port, roles=ROLES, open_world=reaches_out)
 
 
 @cache

@@ -8,8 +8,8 @@ import pytest
 
 from tests.canaries import Canary
 from tests.real.openssh import SshServers
-from tests.support import run
-from tests.test_canaries import ALL, gateway_log, iter_minutes, leaked, real_gateway, seen_of
+from tests.support import real_gateway, run
+from tests.test_canaries import ALL, gateway_log, iter_minutes, leaked, seen_of
 
 RECORD = """#!/bin/sh
 # Its whole process group, the watcher that holds the line of the login shell too: argv and environment. And the server.

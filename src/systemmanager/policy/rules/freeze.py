@@ -17,8 +17,8 @@ def freeze(request: Request) -> Verdict:
         return _frozen(f"{request.target.id!r} is frozen (--target {stopped.here})", f" --target {stopped.here!r}")
     if stopped.writes and access.mutates:
         return _frozen("calls that change something are frozen", " --writes")
-    if stopped.egress and ("network:diag" in access.scopes or request.target.executor == "http"):
-        return _frozen("network diagnostics and HTTP targets are frozen", " --egress")
+    if stopped.egress and (request.operation.open_world or request.target.executor == "http"):
+        return _frozen("what reaches beyond its target, and HTTP targets, are frozen", " --egress")
     return allow("freeze", "not frozen")
 
 
