@@ -3,19 +3,22 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from systemmanager.approvals.desk import Desk
+from systemmanager.approvals.question import question_of
 from systemmanager.approvals.store import LIFETIME, MOST_PENDING, ApprovalStore
 from systemmanager.errors import ApprovalRefused
 from systemmanager.freezing import Freezer
 from systemmanager.gateway import Gateway
+from systemmanager.journal import Call
+from systemmanager.operation import Risk
 from systemmanager.policyfile import Policy
-from systemmanager.request import Principal
+from systemmanager.request import Principal, Request
 from tests.fakes import Engine, codes
 from tests.support import fake_gateway, principal, records, registry, run, target
 
@@ -161,6 +164,33 @@ def test_a_yes_for_one_call_is_none_for_a_changed_one(scene: Scene, name: str) -
         assert scene.desk.store.get(id).state != "used", "a refused try does not use it up"
 
     run(work())
+
+
+def test_the_digest_is_over_every_part_of_the_question(scene: Scene) -> None:
+    """Each part alone makes another question of it, also where nobody could tell from the others."""
+    gateway, raw = scene.gateway, {**PULL, "tag": "1"}
+    call = gateway.begin(gateway._entry(CLAUDE, "pull_docker_image", raw), "pull_docker_image", raw, 0.0)
+    (one,) = gateway.requests(
+        CLAUDE, call.operation, call.arguments, [gateway.registry.targets["a"]], call.registry, call=call
+    )
+
+    def by(who: Principal) -> Call:
+        return replace(call, entry=replace(call.entry, principal=who))
+
+    others: dict[str, tuple[Call, Request]] = {
+        "subject": (by(replace(CLAUDE, subject="other")), one),
+        "kind": (by(replace(CLAUDE, kind="person")), one),
+        "tool": (replace(call, operation=replace(call.operation, name="update_docker_container")), one),
+        "target": (call, replace(one, target=gateway.registry.targets["b"])),
+        "argument": (replace(call, arguments={**call.arguments, "tag": "2"}), one),
+        "risk": (call, replace(one, access=replace(one.access, risk=Risk.HIGH))),
+        "plan": (call, replace(one, plan={"plan_id": "p1"})),
+        "policy": (replace(call, policy=replace(call.policy, version="2")), one),
+        "registry": (replace(call, registry=registry(version="2")), one),
+    }
+    digests = {name: question_of(other, [request]).digest for name, (other, request) in others.items()}
+    assert question_of(call, [one]).digest == question_of(call, [one]).digest
+    assert len({question_of(call, [one]).digest, *digests.values()}) == 1 + len(others), digests
 
 
 def test_a_race_for_one_yes_has_one_effect(scene: Scene) -> None:

@@ -167,6 +167,25 @@ def lan_address() -> Iterator[str]:
 
 
 @pytest.mark.ssh
+def test_connectivity_to_a_database_at_home_is_tested_once_it_is_allowed(
+    tmp_path: Path, ssh_servers: SshServers, lan_address: str
+) -> None:
+    """`Test connectivity to database.home.lab:5432`: refused with what to write, and that is all there is to do."""
+    home: Zone = {("database.home.lab.", "A"): [lan_address]}
+    asked = {"host": "database.home.lab", "port": 5432}
+    with resolver(tmp_path, address=own_loopback(53), zone=home, port=53) as names, socket.socket() as database:
+        database.bind((lan_address, 5432))
+        database.listen()
+        server = ssh_servers.start(before=with_names(names))
+        error = result(tmp_path, server.target(constraints={"hosts": ["*"]}), "test_port_connectivity", asked)["error"]
+        assert error["code"] == "host_not_allowed"
+        named = error["hint"].removeprefix("It would need ").partition(" in constraints.hosts")[0]
+        for hosts in (["database.home.lab"], [named], ["*", named]):
+            found = result(tmp_path, server.target(constraints={"hosts": hosts}), "test_port_connectivity", asked)
+            assert found["ok"] and found["data"]["ports"][0]["state"] == "open", found
+
+
+@pytest.mark.ssh
 def test_a_machines_own_address_is_not_reached_through_it(
     tmp_path: Path, ssh_servers: SshServers, lan_address: str
 ) -> None:
