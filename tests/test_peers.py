@@ -200,7 +200,8 @@ class Peer(tuple[str, int]):
 @pytest.mark.parametrize("own", ["127.0.0.1", "::1", "192.0.2.7", "10.0.0.7", "2001:db8::7"])
 def test_a_proxy_that_is_not_on_loopback_speaks_for_nobody(own: str) -> None:
     base: Any = Bare
-    one: Any = with_peers(base, proxied=True)()
+    made: Any = with_peers(base, proxied=True)
+    one = made()
     one.connection_made(Peer((own, 4000)))
     one.data_received(header() + b"GET")
     known = ((ALICE, 40_000), b"GET") if own in ("127.0.0.1", "::1") else ((own, 4000), header() + b"GET")
