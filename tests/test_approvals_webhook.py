@@ -130,6 +130,42 @@ def test_nothing_else_is_a_yes(tmp_path: Path, name: str) -> None:
     assert state.state == "pending" and state.answers == ()
 
 
+@pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+def test_a_redirect_is_not_followed_to_where_there_would_be_a_yes(tmp_path: Path, status: str) -> None:
+    answers = iter([response({}, status, extra="Location: /yes\r\n")])
+    receiver = Receiver(lambda asked: next(answers, response(yes(asked))))
+    scene = Scene(tmp_path)
+
+    async def work() -> dict[str, Any]:
+        async with tcp_server(receiver.serve) as port:
+            scene.desk.webhook = Webhook(f"http://127.0.0.1:{port}/approve", SECRET, within=5)
+            return await scene.call()
+
+    assert error(run(work()))["code"] == "approval_required"
+    assert len(receiver.asked) == 1 and scene.engine.pulled == 0
+
+
+def test_a_yes_that_comes_byte_by_byte_comes_too_late(tmp_path: Path) -> None:
+    """No single step takes long: the bound is for the whole exchange."""
+    scene = Scene(tmp_path)
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+        asked = json.loads(await reader.readexactly(length))
+        for byte in response(yes(asked)):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async def work() -> dict[str, Any]:
+        async with tcp_server(drip) as port:
+            scene.desk.webhook = Webhook(f"http://127.0.0.1:{port}/approve", SECRET, within=0.5)
+            return await scene.call()
+
+    assert error(run(work()))["code"] == "approval_required" and scene.engine.pulled == 0
+
+
 def test_a_webhook_that_is_not_there_leaves_it_to_the_operator(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.desk.webhook = Webhook("http://127.0.0.1:1/", SECRET)

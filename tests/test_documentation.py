@@ -2,12 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from systemmanager import policyfile, registry
+from systemmanager.approvals.webhook import SIGNATURE, TIMESTAMP
 from systemmanager.operation import CATALOGUE
 from systemmanager.scopes import SCOPES
+from systemmanager.server.auth.tailnet import DEFAULT_CAPABILITY
+from systemmanager.settings import Settings
 from systemmanager.target import Constraints
 from tests import documentation
 
@@ -52,6 +56,29 @@ def test_the_tests_that_the_threats_name_are_there() -> None:
     named = set(re.findall(r"`(tests/[a-z0-9_/.]+)`", README))
     assert len(named) > 15
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+SECURITY = README.partition("## Security")[2].partition("\n## ")[0]
+
+
+def test_each_threat_says_what_stops_it_and_which_test_shows_it() -> None:
+    table = SECURITY.partition("| who attacks ")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    assert len(rows) >= 8
+    assert [row for row in rows if len(row) != 4 or not all(row) or "`tests/" not in row[3]] == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(f"**{mode}**" for mode in get_args(get_args(Settings.model_fields["auth_modes"].annotation)[0])),
+        "token mint", "token revoke", "tailscale.com/cap/tsidp", DEFAULT_CAPABILITY, "--tls-terminated-tcp",
+        "MCP_PROXY_PROTOCOL", "SYSTEMMANAGER_APPROVAL_WEBHOOK_URL", TIMESTAMP, SIGNATURE, '"approved": true',
+        "audit verify --witness", "### What is not protected", "make attacks",
+    ],
+)  # fmt: skip
+def test_the_security_page_has_each_of_its_parts(said: str) -> None:
+    assert said in SECURITY
 
 
 def test_each_dependency_has_its_reason() -> None:
