@@ -18,12 +18,14 @@ from systemmanager.audit.chain import Limits
 from systemmanager.audit.log import AuditLog, NotDurable
 from systemmanager.audit.reading import query
 from systemmanager.audit.record import PHASES
-from systemmanager.audit.segments import closed
+from systemmanager.audit.segments import closed, name_of
 from systemmanager.audit.verify import verify
-from systemmanager.errors import InvalidArguments
+from systemmanager.errors import InvalidArguments, NameNotResolved
 from systemmanager.journal import Journal
+from systemmanager.ports import Output
 from tests.support import run
-from tests.test_audit_verify import KEYS, SIGNER, log_at, record
+from tests.test_audit_verify import KEYS, SIGNER, log_at, made, record
+from tests.test_journal import RESTART, Machine, call, gateway
 
 WRITER = """
 import sys
@@ -201,6 +203,32 @@ def test_every_intent_is_on_the_disk_before_its_effect(tmp_path: Path) -> None:
         assert verify(path, KEYS).records > 200
 
 
+@pytest.mark.parametrize(("tool", "arguments"), [RESTART, ("ping_host", {"host": "127.0.0.1"})], ids=["change", "read"])
+def test_no_effect_of_a_call_begins_before_its_intent_is_on_the_disk(
+    tmp_path: Path, tool: str, arguments: dict[str, Any]
+) -> None:
+    """Through the gateway: what it does with the log, and when."""
+    disk, safe = Disk(tmp_path / "audit.jsonl"), list[bytes]()
+
+    class Watched(Machine):
+        async def run(self, *argv: str, **options: Any) -> Output:
+            safe.append(disk.safe)
+            return await super().run(*argv, **options)
+
+        async def addresses(self, host: str) -> list[str]:
+            safe.append(disk.safe)
+            raise NameNotResolved(host)
+
+    one = gateway(tmp_path, Watched(disk.path))
+    one.journal.log.close()
+    one.journal.log = log_at(disk.path, sync=disk.sync)
+    reply = call(one, tool, arguments)
+    assert safe and all(reply["call_id"].encode() in seen and b'"phase":"intent"' in seen for seen in safe)
+    if tool == RESTART[0]:
+        assert b'"phase":"outcome"' in disk.safe, "a change is answered when its outcome is there, too"
+    one.journal.log.close()
+
+
 def test_what_a_failed_sync_may_have_lost_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit.jsonl"
     disk, again = Disk(path), list[tuple[int, int]]()
@@ -270,6 +298,19 @@ def test_a_search_goes_through_all_segments(tmp_path: Path) -> None:
     assert [one["call_id"] for one in query(path)] == [f"c{number}" for number in reversed(range(100))]
     assert len(list(query(path, call_id="c3"))) == 1
     assert {one["phase"] for one in query(path, phase="checkpoint")} == {"checkpoint"}
+
+
+def test_a_gateway_that_ended_between_two_segments_goes_on_with_the_chain(tmp_path: Path) -> None:
+    """A segment is closed, and before anything stands in the next one the process is gone."""
+    path = made(tmp_path, limits=Limits(checkpoint_records=10))
+    before = verify(path, KEYS, witness=tmp_path / "witness")
+    for first in (1, before.last + 1):
+        path.rename(name_of(path, first))
+        log = log_at(path)
+        log.append_now(record(1000 + first))
+        log.close()
+    after = verify(path, KEYS, witness=tmp_path / "witness")
+    assert after.segments == before.segments + 2 and after.last > before.last + 1
 
 
 def test_an_old_segment_is_closed(tmp_path: Path) -> None:
