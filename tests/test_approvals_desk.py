@@ -98,6 +98,21 @@ def test_the_way_of_a_call_that_needs_a_yes(scene: Scene) -> None:
     assert [one["approved_by"] for one in intents] == ["ann@example.com"]
 
 
+def test_asking_and_the_approved_call_count_as_one(scene: Scene) -> None:
+    """Five critical calls a minute: four changes that a person said yes to leave room for one more to ask."""
+
+    async def work() -> None:
+        for number in range(4):
+            given = {**PULL, "tag": f"1.{number}"}
+            id = await scene.asked(arguments=given)
+            await scene.desk.answer(id, "ann@example.com", True, "operator")
+            assert codes(await scene.call(given, approval_id=id)) == {"a": "ok"}
+        assert error(await scene.call())["code"] == "approval_required"
+        assert error(await scene.call())["code"] == "rate_limited", "what nobody said yes to counts each time"
+
+    run(work())
+
+
 Change = Callable[[Scene], Awaitable[dict[str, Any]]]
 
 

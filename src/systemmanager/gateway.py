@@ -313,7 +313,10 @@ class Gateway:
                 return requests, held(decisions, moved)
         if planned is not None:
             requests = [replace(request, plan=planned.shown) for request in requests]
-        return await settle(self.desk, call, requests, decisions, judged, approve, elicit, self.planner.moved)
+        settled = await settle(self.desk, call, requests, decisions, judged, approve, elicit, self.planner.moved)
+        if call.shared.approval_id is not None and any(decision.permit is not None for decision in settled[1]):
+            self._recent.take_back(call.principal.subject, requests[0].access.risk)  # it was counted when it asked
+        return settled
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 
