@@ -157,6 +157,14 @@ def test_the_engine_of_a_target_answers_over_its_ssh_connection(
     assert not list((tmp_path / "run").glob("*.sock"))
 
 
+def test_a_state_folder_too_deep_for_a_socket_is_said(tmp_path: Path, ssh_server: SshServer, engine: Engine) -> None:
+    target = ssh_server.target(connection={"docker_socket": str(engine.socket)})
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    error = call(deep, "get_container_list", {"target": "web-01"}, target)["results"][0]["error"]
+    assert error["code"] == "engine_unavailable" and "SYSTEMMANAGER_STATE_DIR" in error["hint"], error
+
+
 @pytest.mark.parametrize("line", ["AllowStreamLocalForwarding no", "AllowStreamLocalForwarding yes"])
 def test_an_engine_that_is_not_to_be_had_is_said(tmp_path: Path, ssh_servers: SshServers, line: str) -> None:
     server = ssh_servers.start(line)

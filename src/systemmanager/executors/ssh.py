@@ -93,8 +93,14 @@ async def _forwarded(kept: Kept, permit: Permit, runtime: Path) -> Path:
         # Short: a unix socket's path has at most 107 bytes. Of the connection, so that two never share it.
         name = hashlib.sha256(f"{permit.target.id} {id(kept)}".encode()).hexdigest()[:16]
         path = runtime / f"{name}.sock"
-        _private(path)
-        listener = await kept.connection.forward_local_path(str(path), remote)
+        try:
+            _private(path)
+            listener = await kept.connection.forward_local_path(str(path), remote)
+        except OSError as error:
+            raise EngineUnavailable(
+                f"no way to the Docker Engine of {permit.target.id!r} can be laid on the gateway: {error}",
+                hint="Its state folder (SYSTEMMANAGER_STATE_DIR) must be writable, and its path well below 100 bytes.",
+            ) from error
 
         def close() -> None:
             listener.close()
