@@ -16,6 +16,10 @@ def diagnosed(text: str, facts: Facts = ENDED, question: str = "") -> Diagnosis:
 
 
 SAYINGS: list[tuple[str, str]] = [
+    ("rights_misused", "Jan  1 00:00:00 web sudo[7]:      bob : user NOT in sudoers ; TTY=pts/0 ; COMMAND=/usr/bin/id"),
+    ("rights_misused", "Jan  1 00:00:00 web useradd[9]: new user: name=toor, UID=0, GID=0, home=/root, shell=/bin/sh"),
+    ("rights_misused", "Jan  1 00:00:00 web sudo: ann : 3 incorrect password attempts ; TTY=pts/1 ; USER=root"),
+    ("rights_misused", "Jan  1 00:00:00 web su[3]: FAILED SU (to root) bob on pts/2"),
     ("out_of_memory", "java.lang.OutOfMemoryError: Java heap space"),
     ("out_of_memory", "FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory"),
     ("out_of_memory", "PHP Fatal error:  Allowed memory size of 134217728 bytes exhausted (tried to allocate 20480)"),
@@ -124,7 +128,7 @@ def test_a_state_alone_names_a_cause(code: str, facts: Facts) -> None:
 
 
 def test_every_cause_has_a_saying_or_a_state_here() -> None:
-    beside = {"login_attacks", "unhandled_exception"}  # these take more than a line: below
+    beside = {"login_attacks", "break_in", "unhandled_exception"}  # these take more than a line: below
     assert {code for code, _ in (*SAYINGS, *BY_FACTS)} | beside == set(BY_CODE)
     assert len(BY_CODE) == len(CAUSES)
 
@@ -137,6 +141,55 @@ def test_many_failed_logins_are_an_attack_and_one_is_none() -> None:
     line = "Jan  1 00:00:0{} web sshd[1]: pam_unix(sshd:auth): authentication failure; tty=ssh rhost=192.0.2.8 user=x\n"
     found = diagnosed("".join(line.format(second) for second in range(6)), Facts())
     assert found.cause is not None and found.cause.cause.code == "login_attacks" and found.cause.what == "192.0.2.8"
+
+
+TRIED = "Jan  1 00:00:0{} web sshd[1]: Failed password for {} from {} port 4000 ssh2\n"
+USUAL = "Jan  1 00:01:{:02} web CRON[7]: pam_unix(cron:session): session opened for user root\n"
+
+
+def auth_log(entered: str, user: str = "root", address: str = "192.0.2.7", tries: int = 6) -> Diagnosis:
+    """An attack, one more line of sshd's, and then nothing out of the ordinary."""
+    text = "".join(TRIED.format(second, user, address) for second in range(tries))
+    text += f"Jan  1 00:00:09 web sshd[2]: {entered}\n" + "".join(USUAL.format(second) for second in range(40))
+    return diagnosed(text, Facts())
+
+
+ENTERED = "Accepted password for root from 192.0.2.7 port 4001 ssh2"
+
+
+def test_a_login_after_many_that_failed_is_a_break_in_with_its_line() -> None:
+    found = auth_log(ENTERED)
+    assert found.cause is not None and found.cause.cause.code == "break_in", found.causes
+    assert found.cause.what == "root from 192.0.2.7" and found.cause.lines == (1, 2, 3, 4, 5, 6, 7)
+    assert [one.cause.code for one in found.causes] == ["break_in", "login_attacks"]
+    by_key = auth_log(ENTERED.replace("password", "publickey"))
+    assert by_key.cause is not None and by_key.cause.cause.code == "login_attacks", "many may share an address"
+    assert [one.confidence for one in by_key.causes if one.cause.code == "break_in"] == [0.6]
+    again = "Jan  1 00:00:01 web sshd[1]: message repeated 5 times: [ Failed password for root from 192.0.2.7 port 4]\n"
+    repeated = diagnosed(again + again + f"Jan  1 00:00:09 web sshd[2]: {ENTERED}\n" + TRIED.format(9, "x", "::1") * 5)
+    assert repeated.cause is not None and repeated.cause.cause.code == "break_in", repeated.causes
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        auth_log(ENTERED, address="192.0.2.8"),
+        auth_log(ENTERED, tries=4),
+        auth_log(f"Connection closed by invalid user {ENTERED} 192.0.2.7 port 4 [preauth]"),
+        auth_log(f"Failed password for invalid user {ENTERED} from 192.0.2.7 port 4001 ssh2"),
+        auth_log(ENTERED, user="invalid user a from 192.0.2.7 port 1", address="192.0.2.8"),
+    ],
+    ids=["of another address", "of who mistyped", "a name alone", "a name that failed", "a name with an address"],
+)
+def test_no_break_in_is_claimed_for(found: Diagnosis) -> None:
+    assert "break_in" not in [one.cause.code for one in found.causes], found.causes
+
+
+def test_an_attack_stays_one_whatever_came_after_and_however_it_is_graded() -> None:
+    """A unit's journal grades failed logins as information, and the unit runs on."""
+    text = "".join(f"INFO Invalid user x from 192.0.2.9 port {number}\n" for number in range(6)) + "INFO fine\n" * 60
+    found = diagnosed(text, RUNNING)
+    assert found.cause is not None and found.cause.cause.code == "login_attacks", found.causes
 
 
 def test_an_exception_that_nothing_else_explains_is_the_cause() -> None:

@@ -1,5 +1,6 @@
 """One diagnosis: of a log, what is known beside it, and what its neighbours say."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ MOST_MOMENTS = 20
 MOST_SAMPLE = 500
 _RESTING = frozenset({"connection_refused", "dependency_not_ready", "dns", "timed_out", "unreachable"})
 """Causes that may rest on another container's."""
+
+_NUMBERS = re.compile(r"\d+")
+"""In these alone the same error differs from time to time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,8 @@ def _timeline(logs: Sequence[tuple[Log, Sequence[Event]]]) -> list[Moment]:
             moments.append(Moment(facts.finished, log.name, f"ended{code}{killed}"))
         for event in events:
             brief = event.message[:160]
-            if event.severity >= ERROR and event.first.time is not None and brief not in seen:
-                seen.add(brief)
+            alike = _NUMBERS.sub("0", brief)
+            if event.severity >= ERROR and event.first.time is not None and alike not in seen:
+                seen.add(alike)
                 moments.append(Moment(event.first.time, log.name, brief, event.first.number))
     return sorted(moments, key=lambda moment: moment.time)[-MOST_MOMENTS:]

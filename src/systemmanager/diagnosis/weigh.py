@@ -7,6 +7,7 @@ from math import log2
 
 from systemmanager.diagnosis.causes import BY_CODE, CAUSES
 from systemmanager.diagnosis.causes.sign import Cause
+from systemmanager.diagnosis.entering import break_in
 from systemmanager.diagnosis.facts import Facts
 from systemmanager.diagnosis.lines import ERROR, WARNING, Line, telling
 from systemmanager.diagnosis.traces import Event
@@ -63,6 +64,8 @@ def likely(events: Sequence[Event], facts: Facts, question: str = "") -> list[Fo
     found = [one for cause in CAUSES if (one := _judged(cause, evidence.get(cause.code), events, facts)) is not None]
     if (thrown := _unhandled(events, facts)) is not None:
         found.append(thrown)
+    if "login_attacks" in evidence and (entered := break_in(events)) is not None:
+        found.append(Found(BY_CODE["break_in"], entered.confidence, _cited(entered.lines), (), entered.who))
     asked = set(re.findall(r"[a-z]{3,}", question.lower()))
     ranked = sorted(found, key=lambda one: one.confidence + 0.03 * bool(asked & set(one.cause.topics)), reverse=True)
     return [one for one in ranked if one.confidence >= CLAIM][:MOST_CAUSES]
@@ -89,7 +92,7 @@ def _evidence(events: Sequence[Event], facts: Facts) -> dict[str, _Evidence]:
             if counted[cause.code, least] < least:
                 continue
             one.hits += 1
-            weight *= _voice(event.first, event, facts)
+            weight *= 1.0 if cause.deed else _voice(event.first, event, facts)
             if weight >= one.weight:
                 one.weight, one.what = weight, what or one.what
     return evidence
@@ -144,7 +147,8 @@ def _judged(cause: Cause, evidence: _Evidence | None, events: Sequence[Event], f
     told = cause.facts(facts) if cause.facts else None
     by_words = 0.0
     if evidence is not None and evidence.weight:
-        by_words = evidence.weight * _since(evidence, events, facts) + min(0.06, 0.02 * log2(evidence.hits))
+        since = 1.0 if cause.deed else _since(evidence, events, facts)
+        by_words = evidence.weight * since + min(0.06, 0.02 * log2(evidence.hits))
     sure = 1 - (1 - by_words) * (1 - (told[0] if told else 0.0))
     if sure <= 0:
         return None

@@ -26,6 +26,8 @@ NEIGHBOUR_LINES = 100
 _NEIGHBOURS_WITHIN = 10.0
 """Seconds for what neighbours say; without it the answer is still one."""
 
+IN_JOURNAL = "A system without syslog keeps that in its journal: name_or_id unit:ssh (or unit:sshd), unit:cron ..."
+
 _LONGEST_ID = 64
 _UNIT = "unit:"
 _PROPERTIES = "Id,LoadState,ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts"
@@ -63,7 +65,12 @@ async def _of_file(
     files: Files, name_or_id: LogSource, lines: LineCount = 200, context: Context = None, use_ai: UseAi = True
 ) -> LogAnalysis:
     """The end of a log file."""
-    info = await files.info(name_or_id)
+    try:
+        info = await files.info(name_or_id)
+    except NotFound as error:
+        if name_or_id.startswith("/var/log/"):
+            error.hint = f"{error.hint or ''} {IN_JOURNAL}".strip()
+        raise
     if info.kind == "directory":
         raise Unsupported(f"{name_or_id} is a directory", hint="Name a log file; file_operations lists what is there.")
     reader = text_files.Reader(files, name_or_id)

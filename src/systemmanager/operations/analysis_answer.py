@@ -133,7 +133,8 @@ def summary(found: Diagnosis) -> str:
         errors = found.errors_in_all
         seen = f"{errors} warnings or errors" if errors else "no warnings and no errors"
         return f"No cause of trouble found in {lines} lines ({seen})."
-    where = f"lines {', '.join(map(str, cause.lines[:6]))}" if cause.lines else "its state"
+    shown = map(str, cause.lines if len(cause.lines) <= 6 else (*cause.lines[:3], "...", *cause.lines[-3:]))
+    where = f"lines {', '.join(shown)}" if cause.lines else "its state"
     text = f"{cause.cause.sentence} ({cause.cause.code}, confidence {cause.confidence:g}; {where} of {lines})"
     return f"{text} Another container explains it: see related." if found.rests_on else text
 

@@ -156,6 +156,41 @@ CAUSES = (
                 least=5,
             ),
         ),
-        topics=("security", "attack", "intrusion", "brute", "login"),
+        topics=("security", "attack", "attacks", "intrusion", "brute", "login", "logins"),
+        deed=True,
+    ),
+    Cause(
+        "break_in",
+        "Somebody got in from an address that had tried many logins before.",
+        (
+            "Take the machine off the network and look at what that login did; end its session, change the password.",
+            "Allow keys only (PasswordAuthentication no), and limit who reaches the port.",
+        ),
+        topics=("security", "attack", "attacks", "intrusion", "break", "login", "logins"),
+        deed=True,
+    ),
+    Cause(
+        "rights_misused",
+        "Somebody tried to get rights that are not theirs, or made an account that has all of them.",
+        ("Ask who that was; look at what the account did before and after, and at the accounts with number 0.",),
+        (
+            sign(
+                0.93,
+                r"new user: name=(?P<what>[^,]{1,80}), UID=0,",
+                r"change user '(?P<where>[^']{1,80})' UID from '\d{1,10}' to '0'",
+            ),
+            sign(
+                0.85,
+                r"(?P<what>\S{1,80}) : (?:user NOT in sudoers|command not allowed) ;",
+                r"(?P<where>\S{1,80}) is not in the sudoers file",
+            ),
+            sign(
+                0.75,
+                r"(?P<what>\S{1,80}) : \d{1,4} incorrect password attempts? ;",
+                r"FAILED SU \(to root\) (?P<where>\S{1,80})",
+            ),
+        ),
+        topics=("security", "misuse", "rights", "intrusion", "sudo", "account"),
+        deed=True,
     ),
 )

@@ -31,6 +31,8 @@ class Cause:
     facts: Callable[[Facts], Told | None] | None = None
     topics: tuple[str, ...] = ()
     """Words of a question that ask for this cause."""
+    deed: bool = False
+    """Somebody did it: neither how its lines are graded nor what came after them makes it less so."""
 
 
 def sign(weight: float, *words: str, least: int = 1) -> Sign:
