@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from systemmanager.operations.comparison import MOST_SHOWN, Compared, majority
+from systemmanager.operations.comparison import MOST_SHOWN, Compared, _reach, majority
 from systemmanager.ports import Connection, Process
 from systemmanager.request import Permit
 from tests.fakes import STATUS, ask
@@ -130,4 +130,16 @@ def test_one_target_keeps_its_own_ranking(tmp_path: Path) -> None:
 def test_what_listens_is_compared_by_port(tmp_path: Path) -> None:
     gateway = fake_gateway(tmp_path, busy, target("t1", "ssh"))
     reply = ask(gateway, {"targets": "t1", "what": "ports"}, "compare_targets")
-    assert reply["results"][0]["data"]["items"] == {"tcp/22": "[::]"}
+    assert reply["results"][0]["data"]["items"] == {"tcp/22": "all"}
+
+
+@pytest.mark.parametrize(
+    ("address", "reach"),
+    [
+        ("0.0.0.0", "all"), ("[::]", "all"), ("[::ffff:0.0.0.0]", "all"), ("*", "all"),
+        ("127.0.0.53%lo", "loopback"), ("[::1]", "loopback"), ("[::ffff:127.0.0.1]", "loopback"),
+        ("10.0.0.7", "an address of its own"), ("[fe80::1%eth0]", "an address of its own"),
+    ],
+)  # fmt: skip
+def test_addresses_that_differ_from_machine_to_machine_are_no_difference(address: str, reach: str) -> None:
+    assert _reach(address) == reach

@@ -105,7 +105,7 @@ def shared_engine() -> Iterator[Path]:
     with locked(OWN / "users", fcntl.LOCK_SH) as users:
         with locked(gate, fcntl.LOCK_EX):
             if not answers(socket):
-                start(socket)
+                start()
         try:
             yield socket
         finally:
@@ -115,34 +115,36 @@ def shared_engine() -> Iterator[Path]:
                     stop()
 
 
-def start(socket: Path) -> None:
-    """Start `dockerd` with state, socket and process id file of its own, detached from this process."""
-    stop()
-    with (OWN / "log").open("wb") as log:
+def start(folder: Path = OWN, *before: str) -> None:
+    """Start `dockerd` with socket, state and process id file in a folder, detached from this process. `before` is a
+    command that starts it, in a namespace of its own perhaps."""
+    stop(folder)
+    socket = folder / "docker.sock"
+    with (folder / "log").open("wb") as log:
         subprocess.run(
             [
-                "setsid", "--fork", "dockerd",
+                "setsid", "--fork", *before, "dockerd",
                 f"--host=unix://{socket}",
-                f"--data-root={OWN / 'data'}",
-                f"--exec-root={OWN / 'exec'}",
-                f"--pidfile={OWN / 'pid'}",
+                f"--data-root={folder / 'data'}",
+                f"--exec-root={folder / 'exec'}",
+                f"--pidfile={folder / 'pid'}",
             ],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True,
         )  # fmt: skip
     try:
         until(lambda: answers(socket), START)
     except AssertionError:
-        stop()
-        said = (OWN / "log").read_text(errors="replace")[-1500:]
+        stop(folder)
+        said = (folder / "log").read_text(errors="replace")[-1500:]
         need("docker", f"dockerd did not come up: {said}")
 
 
-def stop() -> None:
-    pid = OWN / "pid"
+def stop(folder: Path = OWN) -> None:
+    pid = folder / "pid"
     if not pid.exists():
         return
     number = int(pid.read_text())
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, FileNotFoundError):
         if b"dockerd" in Path(f"/proc/{number}/cmdline").read_bytes():
             os.kill(number, signal.SIGTERM)
             until(lambda: not Path(f"/proc/{number}").exists() or not pid.exists(), 30)
@@ -192,10 +194,12 @@ def image(engine: Engine) -> str:
         try:
             engine.client.inspect_image("systemmanager-test:1")
         except NotFound:
-            engine.client.import_image_from_data(
-                root_filesystem(), "systemmanager-test", "1", changes=['CMD ["/bin/sleep", "600"]']
-            )
+            import_busybox(engine.client)
     return "systemmanager-test:1"
+
+
+def import_busybox(client: Any) -> None:
+    client.import_image_from_data(root_filesystem(), "systemmanager-test", "1", changes=['CMD ["/bin/sleep", "600"]'])
 
 
 @dataclass

@@ -167,11 +167,14 @@ class Machine(SshServer):
         self.process = None
 
 
-def _boot(servers: SshServers) -> Machine:
-    folder, host, port = servers.place()
-    machine = Machine(host, port, folder, servers.client_key)
+def boot(servers: SshServers, host: str | None = None, *options: str) -> Machine:
+    """Boot one; `options` are more of systemd-nspawn's, such as a network of its own, where `host` is its address."""
+    folder, usual, port = servers.place()
+    machine = Machine(host or usual, 22 if host else port, folder, servers.client_key)
+    machine.options = options
     (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress {host}\nHostKey /srv/test/host_key\nAuthorizedKeysFile /srv/test/authorized_keys\n"
+        f"Port {machine.port}\nListenAddress {machine.host}\nHostKey /srv/test/host_key\n"
+        "AuthorizedKeysFile /srv/test/authorized_keys\n"
         "StrictModes no\nUsePAM yes\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n"
     )
     machine.boot(root_folder())
@@ -183,7 +186,7 @@ def machine() -> Iterator[Machine]:
     """One booted machine for all tests of a worker: leave its units as they were."""
     need("systemd", missing())
     with openssh() as servers:
-        booted = _boot(servers)
+        booted = boot(servers)
         try:
             yield booted
         finally:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -140,13 +141,24 @@ async def _of_containers(docker: Docker, what: What) -> Compared:
     selection="required",
 )
 async def _of_ports(facts: Facts, what: What) -> Compared:
-    """What listens where."""
+    """What listens, and who can reach it. Each machine has other addresses of its own: they are no difference."""
     where: dict[str, set[str]] = {}
     for one in await facts.connections():
         address, _, port = one.local.rpartition(":")
         if one.state.upper() == "LISTEN" or (one.protocol.startswith("udp") and one.remote is None):
-            where.setdefault(f"{one.protocol.rstrip('6')}/{port}", set()).add(address)
+            where.setdefault(f"{one.protocol.rstrip('6')}/{port}", set()).add(_reach(address))
     return _of({port: ", ".join(sorted(addresses)) for port, addresses in where.items()})
+
+
+def _reach(address: str) -> str:
+    """From where a listening address can be reached, in a word."""
+    plain = address.strip("[]").partition("%")[0]
+    try:
+        found = ip_address(plain)
+    except ValueError:
+        return "all" if plain in ("", "*") else plain
+    found = getattr(found, "ipv4_mapped", None) or found
+    return "all" if found.is_unspecified else "loopback" if found.is_loopback else "an address of its own"
 
 
 def _of(items: Mapping[str, str]) -> Compared:
