@@ -129,6 +129,13 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": source, "XDG_STATE_HOME": str(folder / "state"), "MCP_PORT": "0", **settings}
 
 
+def command(folder: Path, *words: str) -> None:
+    """What the operator types at the terminal of a gateway with its state below `folder`."""
+    given = environment(folder, SYSTEMMANAGER_SHARED_SECRET=SECRET, SYSTEMMANAGER_BASE_URL=AUDIENCE)
+    argv = [sys.executable, "-m", "systemmanager", *words]
+    subprocess.run(argv, env=given, check=True, capture_output=True, timeout=60)
+
+
 @contextmanager
 def serving(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Running]:
     """A `systemmanager serve` process with its state below `folder`; killed at the end if it still runs."""

@@ -17,7 +17,7 @@ from systemmanager.gateway import Gateway
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Principal
 from systemmanager.server.app import build
-from systemmanager.server.prompts import QUESTIONS
+from systemmanager.server.prompts import QUESTIONS, from_step
 from systemmanager.server.tools import Caller
 from tests.serving import ERAS, Era
 from tests.specimen import specimen, stand_in
@@ -191,13 +191,14 @@ SAID = {
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
 def test_a_prompt_leads_to_calls_that_the_gateway_takes(question: Any) -> None:
     values = question.values({one.name: SAID[one.name] for one in question.given if one.default is None})
-    for name, arguments in question.calls(values):
-        if name not in CATALOGUE:
-            pytest.skip(f"{name} is not there yet")
-        validate(CATALOGUE[name], arguments)
+    for number, (name, arguments) in enumerate(question.calls(values)):
+        planned = [
+            from_step(step) for step in range(1, number + 1) if question.calls(values)[step - 1][1].get("dry_run")
+        ]
+        validate(CATALOGUE[name], {key: "0" * 64 if one in planned else one for key, one in arguments.items()})
     text = question.text(values)
     assert all(f"Call {name} with" in text for name in question.tools)
-    assert "{" not in re.sub(r"with \{.*?\}\.", "", text)
+    assert "{" not in re.sub(r"with \{.*\}\.", "", text)
 
 
 @both_eras

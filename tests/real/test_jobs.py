@@ -4,8 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.real.openssh import SshServers
-from tests.serving import AUDIENCE, SECRET, Running, Served, environment, serving
+from tests.serving import Running, Served, command, serving
 from tests.support import run
 
 LINES = 30
@@ -61,13 +59,6 @@ async def asked(there: Served, tool: str, **arguments: Any) -> dict[str, Any]:
         answer = await client.call_tool(tool, arguments, raise_on_error=False)
         found: dict[str, Any] = answer.structured_content
         return found
-
-
-def command(folder: Path, *words: str) -> None:
-    """What the operator types at the gateway's own terminal."""
-    given = environment(folder, SYSTEMMANAGER_SHARED_SECRET=SECRET, SYSTEMMANAGER_BASE_URL=AUDIENCE)
-    argv = [sys.executable, "-m", "systemmanager", *words]
-    subprocess.run(argv, env=given, check=True, capture_output=True, timeout=60)
 
 
 def begun(gateway: Running, folder: Path) -> str:

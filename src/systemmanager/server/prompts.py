@@ -94,6 +94,18 @@ CLOSING = (
 )
 
 
+CAREFULLY = (
+    "Show the person what the dry run would change before you go on; stop if it says deny. When a call answers "
+    "approval_required, give its approval_id to the person, wait for their word, and make the same call again with "
+    "that approval_id. While an answer has a job, call job_status with the job's id until its state is not running. "
+)
+
+ATTACKS = "Security: attacks, logins, intrusion, misuse of rights."
+
+CANARY = {"batch": "1,50%,100%"}
+"""One target first, then half of them, then all; the first that is not well is the last."""
+
+
 def _adapter(type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(type)
 
@@ -106,6 +118,16 @@ def _targets(default: str) -> Given:
     return Given(
         "targets", Selector, f"Target id or selector, such as web-*, tag:web, env:prod; default {default}.", default
     )
+
+
+def from_step(step: int) -> str:
+    """What stands for a plan's id, which only the answer to an earlier call tells."""
+    return f"<plan_id of step {step}>"
+
+
+def _applied(step: int) -> Callable[[Values], dict[str, Any]]:
+    """Arguments of the call that carries out what the dry run in a step has planned."""
+    return lambda values: {"plan_id": from_step(step)}
 
 
 def _with(*names: str, **fixed: Any) -> Callable[[Values], dict[str, Any]]:
@@ -174,6 +196,24 @@ QUESTIONS: tuple[Question, ...] = (
         (Given("path", AbsolutePath, "Log file; default /var/log/syslog.", "/var/log/syslog"), _targets("local")),
     ),
     Question(
+        "security_logs",
+        "Analyze security logs across the production cluster: attacks, break-ins, misused rights, with their lines.",
+        "What do the security logs of {targets} show?",
+        (
+            (
+                "analyze_container_logs",
+                lambda values: _on(values, name_or_id=values["path"], lines=2000, context=ATTACKS),
+            ),
+        ),
+        "Where there is no such file (not_found), call it there again with name_or_id unit:ssh, else unit:sshd. For "
+        "each target give the cause with its confidence, address and line numbers, and say where nothing was found. "
+        "Then say what several targets have in common, such as one address that tries them all, and what to do first.",
+        (
+            Given("path", AbsolutePath, "Log file; default /var/log/auth.log.", "/var/log/auth.log"),
+            _targets("env:prod*"),
+        ),
+    ),
+    Question(
         "container_trouble",
         "Why does a container fail? Root cause from its logs, exit code, health and neighbours.",
         "What is wrong with the container {name_or_id} on {targets}?",
@@ -187,12 +227,15 @@ QUESTIONS: tuple[Question, ...] = (
         "Deploy my monitoring stack to all web servers: what would change, then the deployment, canary first.",
         "Deploy the stack {stack_name} from {repo_url} to {targets}.",
         (
-            ("get_container_list", _with()),
-            ("deploy_stack", _with("stack_name", "repo_url", dry_run=True)),
-            ("deploy_stack", _with("stack_name", "repo_url")),
+            ("list_stacks", _with()),
+            ("deploy_stack", _with("stack_name", "repo_url", strategy=CANARY, dry_run=True)),
+            ("apply_plan", _applied(2)),
+            ("get_stack_status", _with("stack_name")),
         ),
-        "Show what the dry run would change before you deploy; stop if it says deny. When it needs an approval, "
-        "say so and wait for the person. Afterwards say where it runs, where it was rolled back, and why.",
+        "Give deploy_stack the branch, compose_file and env_vars that the person names. "
+        + CAREFULLY
+        + "Afterwards say where it runs with which commit, where it was rolled back and why (service, last log lines, "
+        "likely cause), and which targets were not started: once the fault is mended, take the same steps for those.",
         (
             Given("stack_name", StackName, "Name of the stack, such as monitoring."),
             Given("repo_url", RepoUrl, "https or ssh URL of its git repository."),
@@ -236,7 +279,7 @@ QUESTIONS: tuple[Question, ...] = (
         (("audit_security", _with()), ("check_system_updates", _with())),
         "List the findings by severity with target and evidence, then the same finding on many targets once with their "
         "names. Propose the three fixes that matter most. Change nothing.",
-        (_targets("env:prod"),),
+        (_targets("env:prod*"),),
     ),
     Question(
         "update_packages",
@@ -244,11 +287,12 @@ QUESTIONS: tuple[Question, ...] = (
         "Update the packages on {targets}.",
         (
             ("check_system_updates", _with()),
-            ("update_packages", _with(dry_run=True)),
-            ("update_packages", _with()),
+            ("update_packages", _with(strategy=CANARY, dry_run=True)),
+            ("apply_plan", _applied(2)),
+            ("check_system_updates", _with()),
         ),
-        "Show what is due before you update. Stop after the dry run if it says deny; when it needs an approval, say so "
-        "and wait for the person. Afterwards say which targets were updated, failed, or need a reboot.",
+        CAREFULLY + "Afterwards say which targets were updated, from which version to which, which failed or were not "
+        "started, which need a reboot, and which services still run the old code. Restart nothing unless asked.",
         (_targets("env:staging"),),
     ),
     Question(
