@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from systemmanager.jobs import taking
+from systemmanager.jobs.life import Jobs
+from systemmanager.jobs.store import JobStore
 from systemmanager.server.changes import Changes
 from tests.conftest import need
-from tests.real.conformance.expected import EVERYWHERE, ON_THE_REAL_SERVER
+from tests.real.conformance.expected import EVERYWHERE, ON_THE_REAL_SERVER, ONLY
 from tests.real.conformance.fixtures import add_fixtures
+from tests.real.conformance.lasting import add_lasting, lasting_tools
 from tests.real.conformance.proxy import bearing
 from tests.serving import served, serving, token
 from tests.support import real_gateway, run, target
@@ -118,13 +122,23 @@ def test_serve_conforms(suite: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_app_factory_conforms_with_the_suites_own_tools(suite: str, tmp_path: Path) -> None:
     async def work() -> dict[str, list[str]]:
-        async with real_gateway(tmp_path, target("local")) as gateway, served(gateway) as there:
-            assert there.server is not None
-            add_fixtures(there.server, Changes(there.server))
-            async with bearing(there.url, token("admin")) as proxied:
-                return await judge(tmp_path, proxied, suite)
+        jobs = Jobs(JobStore(tmp_path / "jobs.sqlite"), tmp_path / "jobs")
+        async with real_gateway(tmp_path, target("local"), jobs=jobs) as gateway, taking.working(gateway):
+            async with served(gateway) as there:
+                assert there.server is not None
+                add_fixtures(there.server, Changes(there.server))
+                add_lasting(there.server, dict(there.server.own))  # type: ignore[attr-defined]
+                return await judged(there.url)
 
-    compare(run(work()), EVERYWHERE)
+    async def judged(url: str) -> dict[str, list[str]]:
+        async with bearing(url, token("admin")) as proxied:
+            return await judge(tmp_path, proxied, suite)
+
+    with lasting_tools():
+        found = run(work())
+    compare(found, EVERYWHERE)
+    for scenario in ONLY.keys() & found.keys():
+        assert {one.partition(":")[0] for one in found[scenario]} == ONLY[scenario]
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])

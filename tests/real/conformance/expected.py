@@ -2,25 +2,31 @@
 
 FIXTURES = "calls tools, resources or prompts named test_*, which only the fixture server has"
 POLLING = "resumable streams (SSE polling): the gateway keeps no event store, a call that was cut is not replayed"
-TASKS = "the tasks extension is not offered: a call ends within its deadline"
+NEVER_ASKS = "a task never asks: what has to be asked is asked before the job begins"
+NEVER_REQUIRED = "no tool needs a client that takes tasks"
+NEVER_FAILS = "a job always ends with an answer of its tool, never with an error of the protocol"
 HEADERS = "no tool asks for x-mcp-header parameters"
 
 EVERYWHERE: dict[str, str] = {
     "server-sse-polling": POLLING,
     "http-custom-header-server-validation": HEADERS,
-    "tasks-lifecycle": TASKS,
-    "tasks-capability-negotiation": TASKS,
-    "tasks-wire-fields": TASKS,
-    "tasks-request-state-removal": TASKS,
-    "tasks-mrtr-input": TASKS,
-    "tasks-request-headers": TASKS,
-    "tasks-dispatch-and-envelope": TASKS,
-    "tasks-required-task-error": TASKS,
-    "tasks-mrtr-composition": TASKS,
+    "tasks-lifecycle": NEVER_FAILS,
+    "tasks-mrtr-input": NEVER_ASKS,
+    "tasks-required-task-error": NEVER_REQUIRED,
 }
+
+ONLY: dict[str, set[str]] = {"tasks-lifecycle": {"sep-2663-tasks-get-status-failed"}}
+"""Where a scenario fails everywhere, but in these checks alone."""
 
 ON_THE_REAL_SERVER: dict[str, str] = {
     **EVERYWHERE,
+    "tasks-lifecycle": FIXTURES,
+    "tasks-capability-negotiation": FIXTURES,
+    "tasks-wire-fields": FIXTURES,
+    "tasks-request-state-removal": FIXTURES,
+    "tasks-request-headers": FIXTURES,
+    "tasks-dispatch-and-envelope": FIXTURES,
+    "tasks-mrtr-composition": FIXTURES,
     "tools-call-image": FIXTURES,
     "tools-call-audio": FIXTURES,
     "tools-call-embedded-resource": FIXTURES,
