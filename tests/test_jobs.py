@@ -307,7 +307,8 @@ def test_a_job_that_can_not_be_taken_up_says_that_it_was_cut_off(tmp_path: Path)
     async def work(made: Scene) -> None:
         id = (await made.pull())["job"]["id"]
         with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
-            database.execute("UPDATE job SET tool = 'update_docker_container', owner = 'gone'")
+            database.execute("UPDATE job SET tool = 'manage_container', owner = 'gone'")
+            database.execute("INSERT INTO kept VALUES (?, 'a', 'begun', 'true')", (id,))
         database.close()
         await taken_up(made)
         status = await made.ended(id)

@@ -284,6 +284,7 @@ def test_a_task_that_was_cut_off_says_so(tmp_path: Path) -> None:
                 await asyncio.sleep(0.005)
         with sqlite3.connect(tmp_path / "jobs.sqlite") as database:
             database.execute("UPDATE job SET tool = 'manage_container'")
+            database.execute("INSERT INTO kept VALUES (?, 'a', 'begun', 'true')", (id,))
         database.close()
         async with made.one() as there, client(there, "old") as old, client(there, "new") as new:
             ended = await until(old, id, "failed", "completed")

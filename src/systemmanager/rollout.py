@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from systemmanager.journal import Call
 from systemmanager.policy.verdicts import against
+from systemmanager.redeciding import decided_again
 from systemmanager.request import Decision, Request
 from systemmanager.shaping import TargetReply
 from systemmanager.telling import Told
@@ -36,6 +37,8 @@ async def _rolled_out(
     """The answers of a call in waves, in the order of its targets.
 
     All is decided before the first wave. What was refused then is in no wave and no failure: nothing is done there.
+    Each further wave is decided again: a right that is gone, or a freeze, refuses what is left of it, and counts as a
+    failure.
     """
     by_id = {request.target.id: (request, decision) for request, decision in pairs}
     may = [id for id, (_, decision) in by_id.items() if decision.permit is not None]
@@ -45,20 +48,23 @@ async def _rolled_out(
 
     async def run(number: int, ids: Sequence[str]) -> list[TargetReply]:
         chosen = [by_id[id] for id in ids]
+        if number > 1:
+            chosen = decided_again(gateway, call, chosen)
+            by_id.update({request.target.id: (request, decision) for request, decision in chosen})
         if number > 1 and call.applies is not None:
             moved = await gateway.planner.moved_on(call, [request for request, _ in chosen])
             chosen = [
                 (one, against(decision, moved[one.target.id]) if one.target.id in moved else decision)
                 for one, decision in chosen
             ]
-        return await gateway.runner.results(call, *_apart(chosen), told)
+        replies = await gateway.runner.results(call, *_apart(chosen), told)
+        for (request, decision), reply in zip(chosen, replies, strict=True):
+            if decision.permit is None:  # what was intended and is not done now is on record
+                await gateway.journal.outcome(call, request, reply)
+        return replies
 
     async def well(ids: Sequence[str]) -> dict[str, str]:
-        reply = await gateway.call(call.principal, "health_check", {"targets": list(ids)})
-        if reply.error is not None:
-            return dict.fromkeys(ids, str(reply.error["code"]))
-        codes = {one.target: str(one.error["code"]) for one in reply.results if one.error is not None}
-        return {id: code for id, code in codes.items() if code not in NOT_ASKED}
+        return await unwell_of(gateway, call, ids)
 
     async def begins(number: int, count: int, ids: Sequence[str]) -> str | None:
         await told.say(told.done, f"wave {number} of {count}: {len(ids)} targets")
@@ -72,6 +78,15 @@ async def _rolled_out(
             await gateway.journal.outcome(call, by_id[reply.target][0], reply)
     replies = {reply.target: reply for reply in found}
     return [replies[id] for id in by_id]
+
+
+async def unwell_of(gateway: "Gateway", call: Call, ids: Sequence[str]) -> dict[str, str]:
+    """What is wrong with targets, by the code of their health check; those that are well are left out."""
+    reply = await gateway.call(call.principal, "health_check", {"targets": list(ids)})
+    if reply.error is not None:
+        return dict.fromkeys(ids, str(reply.error["code"]))
+    codes = {one.target: str(one.error["code"]) for one in reply.results if one.error is not None}
+    return {id: code for id, code in codes.items() if code not in NOT_ASKED}
 
 
 def _apart(pairs: Sequence[tuple[Request, Decision]]) -> tuple[list[Request], list[Decision]]:

@@ -16,9 +16,10 @@ from systemmanager.errors import DeadlineExceeded, Denied, GatewayError, Interna
 from systemmanager.fencing import Places, fence, fence_error, places, present
 from systemmanager.fleet import gateway_target
 from systemmanager.freezing import Freezer, Run
-from systemmanager.jobs.job import Job
+from systemmanager.jobs.job import INTERRUPTED, Job
 from systemmanager.journal import Call, Journal, being_cancelled
 from systemmanager.load import AllSlots, Readers, Shares, Slots, room_aside
+from systemmanager.operation import AGAIN
 from systemmanager.plan import Plan
 from systemmanager.policy.gate import decide
 from systemmanager.ports import Result
@@ -106,6 +107,8 @@ class Runner:
             lasts = call.operation.job == "steps"
             if lasts:
                 port.following = await job.following(result.target)
+            elif call.operation.job not in AGAIN:
+                await job.begins_on(result.target)
             answer = await work(port, **arguments)
             if lasts:
                 self._tell(call, answer, result, foreign, fences)
@@ -212,6 +215,8 @@ async def _still_allowed(call: Call, request: Request) -> None:
 
 def _ended_by(call: Call) -> dict[str, Any]:
     """What is told of work that was cancelled."""
+    if call.job is not None and call.job.leaving and call.operation.job not in AGAIN:
+        return {"code": "interrupted", "message": INTERRUPTED}
     if call.job is not None and call.job.leaving:
         return {"code": "handed_over", "message": "this gateway stops; the next one goes on with the job"}
     if call.job is not None:

@@ -8,11 +8,15 @@ from typing import Any
 
 import structlog
 
+from systemmanager.errors import JobsUnavailable
 from systemmanager.following import Following
-from systemmanager.jobs.store import MOST_OUTPUT, JobStore
+from systemmanager.jobs.store import BEGUN, MOST_OUTPUT, JobStore
 from systemmanager.shaping import Reply, TargetReply
 
 LONGEST_SAID = 200
+INTERRUPTED = (
+    "the gateway was stopped in the middle of it, and it is not known how far it came; look before calling again"
+)
 
 log = structlog.get_logger("systemmanager")
 
@@ -50,6 +54,22 @@ class Job:
             kept[name] = value
 
         return Following(id=spool_of(self.id, target), heard=heard, kept=kept, keep=keep, leaving=lambda: self.leaving)
+
+    async def begins_on(self, target: str) -> None:
+        """Work begins that can't be done twice: on the disk before it does. Raises `JobsUnavailable`."""
+        try:
+            await asyncio.to_thread(self._store.keep, self.id, target, BEGUN, True)
+        except sqlite3.Error as error:
+            raise JobsUnavailable(f"the jobs can't be written: {error}") from error
+
+    async def cut_short(self) -> list[str]:
+        """The targets on which such work had begun and not ended. What can't be read is taken for begun."""
+        try:
+            begun = await asyncio.to_thread(self._store.begun, self.id)
+        except sqlite3.Error as error:
+            log.error("the state of a job can't be read", job=self.id, error=str(error))
+            begun = set(self.targets)
+        return sorted(begun - self.results.keys())
 
     def tell(self, message: str) -> None:
         self.said = message[:LONGEST_SAID]

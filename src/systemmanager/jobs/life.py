@@ -18,10 +18,10 @@ import structlog
 
 from systemmanager.approvals.store import digest_of
 from systemmanager.errors import IdempotencyConflict, JobsUnavailable, TooManyCalls
-from systemmanager.jobs.job import Job
+from systemmanager.jobs.job import INTERRUPTED, Job
 from systemmanager.jobs.store import JobRow, JobStore
 from systemmanager.journal import Call
-from systemmanager.operation import CATALOGUE
+from systemmanager.operation import AGAIN, CATALOGUE
 from systemmanager.request import Decision, Grant, Principal, Request
 from systemmanager.shaping import Reply, TargetReply
 from systemmanager.telling import Told
@@ -35,9 +35,6 @@ STOP_WITHIN = 7.0
 """Seconds between progress messages, between two looks at what is to end, and for all jobs to end when we stop."""
 
 CANCELLED = "ended by job_cancel"
-INTERRUPTED = (
-    "the gateway was stopped in the middle of it, and it is not known how far it came; look before calling again"
-)
 
 log = structlog.get_logger("systemmanager")
 
@@ -163,6 +160,8 @@ class Jobs:
         try:
             reply = await work
             state = "done" if reply.ok else "failed"
+            if any(one.error is not None and one.error["code"] == "interrupted" for one in reply.results):
+                state = "interrupted"
         except asyncio.CancelledError:
             if job.leaving:
                 await job.flush()
@@ -231,9 +230,10 @@ class Jobs:
     # --- from one process to the next ---------------------------------------------------------------------------------
 
     async def leave(self) -> None:
-        """This process ends: what runs on targets by itself goes on there, the rest is cut off."""
+        """This process ends: what runs on targets by itself goes on there, what can be done again is left to the next
+        process, and what had begun otherwise is cut off."""
         for job in tuple(self._running.values()):
-            job.leaving = CATALOGUE[job.tool].job in ("steps", "again")
+            job.leaving = CATALOGUE[job.tool].job in AGAIN or len(job.targets) > 1
             if job.task is not None:
                 job.task.cancel()
         if tasks := {job.task for job in self._running.values() if job.task is not None}:
@@ -296,8 +296,7 @@ async def _cut_off() -> Reply:
 
 
 def _goes_on(row: JobRow) -> bool:
-    operation = CATALOGUE.get(row.tool)
-    return operation is not None and operation.job in ("steps", "again")
+    return row.tool in CATALOGUE
 
 
 def digest(call: Call, targets: Collection[str]) -> str:

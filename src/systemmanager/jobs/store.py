@@ -25,6 +25,9 @@ KEY_KEPT = 24 * 3600.0
 MOST_OUTPUT = 1024 * 1024
 """Characters of output that are kept of one target, the first ones."""
 
+BEGUN = "begun"
+"""What is kept of a target whose work has begun and is not to be done again."""
+
 _FIRST = (
     """CREATE TABLE job (
     id TEXT PRIMARY KEY, subject TEXT NOT NULL, tool TEXT NOT NULL, shown TEXT NOT NULL, targets TEXT NOT NULL,
@@ -154,6 +157,12 @@ class JobStore:
         with self._file.reading() as database:
             rows = database.execute("SELECT name, value FROM kept WHERE job = ? AND target = ?", (id, target))
             return {name: json.loads(value) for name, value in rows.fetchall()}
+
+    def begun(self, id: str) -> set[str]:
+        """The targets on which work has begun that can't be done twice."""
+        with self._file.reading() as database:
+            rows = database.execute("SELECT target FROM kept WHERE job = ? AND name = ?", (id, BEGUN)).fetchall()
+        return {target for (target,) in rows}
 
     def output(self, id: str, target: str) -> str:
         with self._file.reading() as database:

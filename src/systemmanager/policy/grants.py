@@ -41,3 +41,16 @@ def narrowed(grants: Iterable[Grant], scopes: Collection[str]) -> tuple[Grant, .
     """The grants with these scopes only: what a credential names can take away, never add."""
     kept = (Grant(grant.scopes.intersection(scopes), grant.targets) for grant in grants)
     return tuple(grant for grant in kept if grant.scopes)
+
+
+def common(grants: Iterable[Grant], others: Collection[Grant]) -> tuple[Grant, ...]:
+    """What two lists of grants both give."""
+    return tuple(both for grant in grants for other in others if (both := _both(grant, other)))
+
+
+def _both(grant: Grant, other: Grant) -> Grant | None:
+    """What two grants have in common."""
+    scopes = grant.scopes & other.scopes
+    selectors = list(dict.fromkeys(one.targets for one in (grant, other) if one.targets is not None))
+    targets = f"({selectors[0]}) and ({selectors[1]})" if len(selectors) == 2 else next(iter(selectors), None)
+    return Grant(scopes, targets) if scopes else None

@@ -43,7 +43,7 @@ from systemmanager import shaping
 from systemmanager.arguments import Later, may_be_job
 from systemmanager.audit.record import timestamp
 from systemmanager.gateway import Gateway
-from systemmanager.jobs.life import INTERRUPTED
+from systemmanager.jobs.job import INTERRUPTED
 from systemmanager.jobs.store import KEPT, JobRow
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.plans.planner import APPLY

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from systemmanager.policy.grants import common
 from systemmanager.policyfile import Policy
 from systemmanager.request import Grant, Principal, PrincipalKind
 
@@ -44,15 +45,7 @@ def principal_of(identity: Identity, policy: Policy) -> Principal:
     else:
         grants = policy.grants_for(identity.subject, identity.groups, identity.tags)
         if identity.limits is not None:
-            grants = tuple(both for grant in grants for limit in identity.limits if (both := _both(grant, limit)))
+            grants = common(grants, identity.limits)
     return Principal(
         identity.subject, identity.kind, grants, identity.verified_by, groups=identity.groups, tags=identity.tags
     )
-
-
-def _both(grant: Grant, limit: Grant) -> Grant | None:
-    """What two grants have in common."""
-    scopes = grant.scopes & limit.scopes
-    selectors = [one.targets for one in (grant, limit) if one.targets is not None]
-    targets = f"({selectors[0]}) and ({selectors[1]})" if len(selectors) == 2 else next(iter(selectors), None)
-    return Grant(scopes, targets) if scopes else None
