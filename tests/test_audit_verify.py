@@ -169,15 +169,22 @@ def test_a_missing_segment_is_named(path: Path, which: int) -> None:
     assert found.line == 1 and ("missing" in found.what or "removed" in found.what)
 
 
-def test_a_splice_is_named(path: Path, tmp_path: Path) -> None:
-    other = made(tmp_path / "other", 61)
-    mine, theirs = lines(path), lines(other)
-    for index in range(1, min(len(mine), len(theirs))):
-        if mine[:index] == theirs[:index]:
-            continue
-        path.write_bytes(b"".join([*mine[:index], *theirs[index:]]))
-        if mine != theirs:
-            assert broken(path).file == path.name
+def test_a_splice_is_named_by_its_first_line(path: Path, tmp_path: Path) -> None:
+    """Records of another log with the same key and the same numbers: each is sound by itself, and follows another."""
+    other = made(tmp_path / "other", clock=lambda: 2000.0)
+    for file, foreign in zip(files(path), files(other), strict=True):
+        mine, theirs = lines(file), lines(foreign)
+        numbers = [[(parsed(line) or {})["n"] for line in whole] for whole in (mine, theirs)]
+        assert numbers[0] == numbers[1] and not set(mine) & set(theirs)
+        for index in range(1, len(mine)):
+            for end in {index + 1, len(mine)}:
+                file.write_bytes(b"".join([*mine[:index], *theirs[index:end], *mine[end:]]))
+                assert at(path) == (file.name, index + 1) and "another log" in broken(path).what
+        file.write_bytes(foreign.read_bytes())
+        # The first segment stands for itself; the next one does not follow it.
+        assert at(path) == ((files(path)[1] if file == files(path)[0] else file).name, 1)
+        file.write_bytes(b"".join(mine))
+    verify(path, KEYS)
 
 
 def reforged(whole: list[bytes], index: int, change: Callable[[dict[str, Any]], None], head: str) -> list[bytes]:

@@ -170,6 +170,16 @@ class Policy:
         """What one caller holds by it."""
         return granted_to(self.grants, subject, groups, tags)
 
+    def changes(self, newer: "Policy") -> dict[str, list[str]]:
+        """What `newer` grants beyond this one and no longer, and which of its other parts are others."""
+        older_grants, newer_grants = set(self.grants), set(newer.grants)
+        parts = ("approvals", "taint_minutes", "stacks")
+        return {
+            "added": sorted(rule.text for rule in newer_grants - older_grants)[:MOST_TOLD],
+            "removed": sorted(rule.text for rule in older_grants - newer_grants)[:MOST_TOLD],
+            "changed": [part for part in parts if getattr(self, part) != getattr(newer, part)],
+        }
+
     def demands(self, risk: Risk, target: Target) -> str | None:
         """Why it wants an approval for a call of this risk on a target; None when it does not."""
         for demand in self.approvals.require:
@@ -177,6 +187,9 @@ class Policy:
                 return f"policy.yaml requires for {risk} calls" + (f" on {demand.targets}" if demand.targets else "")
         return None
 
+
+MOST_TOLD = 50
+"""Grants that are told of a reload, each."""
 
 BUILTIN = Policy()
 """The policy of a gateway without `policy.yaml`: it grants nothing to anybody."""

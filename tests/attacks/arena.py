@@ -148,7 +148,7 @@ class Arena:
             }),
             local("closed", {"units": [], "hosts": [], "ports": [], "images": []}),
             local("by-name", {"hosts": ["*.example.com"]}),
-            local("hasty", {"timeout": 0.5, "concurrency": 1}),
+            local("hasty", {"timeout": 2, "concurrency": 1}),
             local("no-sudo", {"sudo_policy": "none"}),
             local("on-purpose", {"hosts": ["127.0.0.1"]}),
             target("engine", "docker", connection=docker, constraints={"images": ["nginx"]}),

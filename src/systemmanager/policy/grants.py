@@ -4,6 +4,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from systemmanager.request import Grant
+from systemmanager.scopes import BUNDLES
+
+LONGEST = 400
+"""Characters of a grant's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,14 @@ class GrantRule:
     groups: frozenset[str]
     tags: frozenset[str]
     grant: Grant
+
+    @property
+    def text(self) -> str:
+        """In one line, for the record: who, what, where."""
+        who = sorted([*self.subjects, *(f"group {group}" for group in self.groups), *self.tags])
+        held = [name for name, scopes in BUNDLES.items() if scopes == self.grant.scopes] or sorted(self.grant.scopes)
+        where = f" on {self.grant.targets}" if self.grant.targets else ""
+        return f"{', '.join(who)}: {', '.join(held)}{where}"[:LONGEST]
 
     def names(self, subject: str, groups: Collection[str], tags: Collection[str]) -> bool:
         """Whether it is for this caller."""

@@ -151,8 +151,9 @@ class Running:
         if newer is None or newer.version == self.gateway.policy.version:
             return False
         older, self.gateway.policy = self.gateway.policy, newer
-        log.info("policy.yaml reloaded", source=newer.source, version=newer.version)
-        details = {"policy": newer.source, "version": newer.version, "before": older.version}
+        changes = older.changes(newer)
+        log.info("policy.yaml reloaded", source=newer.source, version=newer.version, **changes)
+        details = {"policy": newer.source, **changes, "version": newer.version, "before": older.version}
         await self.gateway.journal.event("reload", details)
         return True
 
