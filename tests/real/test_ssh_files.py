@@ -179,6 +179,28 @@ def test_a_swap_under_the_readers_feet_never_leads_out(tmp_path: Path, ssh_serve
     does(tmp_path, ssh_server, tree, work)
 
 
+@pytest.mark.parametrize("does_it", ["read", "list"])
+def test_a_swap_between_judging_and_opening_is_noticed(
+    tmp_path: Path, ssh_server: SshServer, tree: Path, monkeypatch: pytest.MonkeyPatch, does_it: str
+) -> None:
+    """Just after the path was found to be inside, its folder becomes a link that leads out, and stays one."""
+    (tree / "sub" / "log").write_text("inside")
+    other = tree.parent / "allowed-not"
+    (other / "log").write_text("secret")
+    found = SshFiles._found
+
+    async def found_and_swapped(files: SshFiles, *arguments: Any) -> Any:
+        answer = await found(files, *arguments)
+        (tree / "sub").rename(tree / "aside")
+        (tree / "sub").symlink_to(other)
+        return answer
+
+    monkeypatch.setattr(SshFiles, "_found", found_and_swapped)
+    asked = methodcaller("read", f"{tree}/sub/log", 0, 9) if does_it == "read" else methodcaller("list", f"{tree}/sub")
+    with pytest.raises(PathOutside, match="changed"):
+        does(tmp_path, ssh_server, tree, asked)
+
+
 def test_what_comes_out_differently_a_second_time_is_not_told(
     tmp_path: Path, ssh_server: SshServer, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
