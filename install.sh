@@ -21,6 +21,7 @@ lib=$prefix/lib/systemmanager
 unit=/etc/systemd/system/systemmanager-mcp.service
 egress=/etc/systemd/system/systemmanager-egress.service
 credstore=${CREDSTORE:-/etc/credstore}
+secret_name='^([A-Za-z_][A-Za-z0-9_]*|git\.[A-Za-z0-9.-]+\.(token|key|ca))$'
 configuration=${CONFIGURATION:-/etc/systemmanager}
 systemd=${SYSTEMD_VERSION:-$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')}
 
@@ -91,7 +92,7 @@ unit_text() {
       printf 'EnvironmentFile=-%s/settings\n' "$configuration"
       for file in "$credstore"/systemmanager.*; do
         name=${file##*/systemmanager.}
-        [[ ! -f $file || ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || printf 'LoadCredential=%s:%s\n' "$name" "$file"
+        [[ ! -f $file || ! $name =~ $secret_name ]] || printf 'LoadCredential=%s:%s\n' "$name" "$file"
       done
     fi
   done <"$here/nix/systemmanager-mcp.service"

@@ -59,10 +59,13 @@ def unit(
 def test_the_unit_differs_from_the_flakes_in_paths_settings_and_secrets_alone() -> None:
     own = ("ExecStart=", "Environment=", "EnvironmentFile=", "LoadCredential=")
     flake = (PROJECT / "nix/systemmanager-mcp.service").read_text()
-    found = unit("/opt/x", ("API_TOKEN",)).splitlines()
+    found = unit("/opt/x", ("API_TOKEN", "git.git.example.com.token", "not-a-name", "git.x.pem")).splitlines()
     assert [line for line in found if not line.startswith(own)] == flake.splitlines()
     assert "ExecStart=/opt/x/bin/systemmanager serve" in found
-    assert "LoadCredential=API_TOKEN:/etc/credstore/systemmanager.API_TOKEN" in found
+    assert [line for line in found if line.startswith("LoadCredential=")] == [
+        "LoadCredential=API_TOKEN:/etc/credstore/systemmanager.API_TOKEN",
+        "LoadCredential=git.git.example.com.token:/etc/credstore/systemmanager.git.git.example.com.token",
+    ]
 
 
 def test_an_older_systemd_is_told_how_to_reload() -> None:

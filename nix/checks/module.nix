@@ -43,6 +43,7 @@ let
         }
       ];
       policy.taint_minutes = 5;
+      stacks.hosts = [ "git.example.com" ];
       secrets.SSH_KEY = { };
       secrets.SYSTEMMANAGER_SHARED_SECRET = {
         file = "/run/secrets/${canary}";
@@ -151,7 +152,27 @@ in
         }
       ];
       taint_minutes = 5;
+      stacks.hosts = [ "git.example.com" ];
     };
+  };
+  testStacksBringTheirPrograms = {
+    expr = map lib.getName (lib.subtractLists (unit plain).path (unit full).path);
+    expected = [
+      "git"
+      "openssh"
+      "docker-compose"
+    ];
+  };
+  testPolicyStacks = fires "say it in services.systemmanager.stacks" { policy.stacks.hosts = [ "*" ]; };
+  testGitSecretsAreNamedByHost = {
+    expr = map (name: (fires "use letters" { secrets.${name} = { }; }).expr) [
+      "git.git.example.com.token"
+      "git.git.example.com.pem"
+    ];
+    expected = [
+      false
+      true
+    ];
   };
   testTargetsReloadAndSettingsRestart = {
     expr = [

@@ -51,7 +51,9 @@ let
     )
   );
   undeclared = lib.filter (name: !cfg.secrets ? ${name}) references;
-  misnamed = lib.filter (name: builtins.match "[A-Za-z_][A-Za-z0-9_]*" name == null) (lib.attrNames cfg.secrets);
+  # git.HOST.token, .key and .ca are what stacks from git read.
+  named = "[A-Za-z_][A-Za-z0-9_]*|git\\.[A-Za-z0-9.-]+\\.(token|key|ca)";
+  misnamed = lib.filter (name: builtins.match named name == null) (lib.attrNames cfg.secrets);
 in
 {
   config = lib.mkIf cfg.enable {
@@ -105,7 +107,7 @@ in
       }
       {
         assertion = misnamed == [ ];
-        message = "services.systemmanager.secrets: ${names misnamed}: use letters, digits and _, as in \${NAME}.";
+        message = "services.systemmanager.secrets: ${names misnamed}: use letters, digits and _, as in \${NAME}, or git.HOST.token, .key, .ca.";
       }
       {
         assertion = undeclared == [ ];
@@ -122,6 +124,10 @@ in
       {
         assertion = cfg.docker.socket == null || config.users.groups ? docker;
         message = "services.systemmanager.docker.socket: there is no group docker; enable virtualisation.docker.enable, or declare users.groups.docker.";
+      }
+      {
+        assertion = !(cfg.policy ? stacks);
+        message = "services.systemmanager.policy.stacks: say it in services.systemmanager.stacks, which also brings the programs.";
       }
       {
         assertion = config.users.users.systemmanager.uid != 0;

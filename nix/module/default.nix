@@ -29,7 +29,9 @@ let
   // cfg.policy
   // {
     grants = map (grant: lib.filterAttrs (_: part: part != null && part != [ ]) grant) cfg.policy.grants;
-  };
+  }
+  // lib.optionalAttrs (stacks != { }) { inherit stacks; };
+  stacks = lib.filterAttrs (_: part: part != [ ]) cfg.stacks;
 
   word =
     value:

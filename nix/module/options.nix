@@ -124,10 +124,23 @@ in
       default = null;
       description = "Host keys of SSH targets without a pin, as in known_hosts.";
     };
-    stacks = mkOption {
-      type = types.attrsOf types.externalPath;
-      default = { };
-      description = "Folders with Compose files that the gateway may read, by name.";
+    stacks = {
+      hosts = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        example = [ "git.example.com" ];
+        description = "Git servers that Compose stacks come from: names, globs, addresses, CIDR. With one, git, ssh and Docker Compose are on the gateway's path.";
+      };
+      roots = mkOption {
+        type = types.listOf (types.strMatching "/.*");
+        default = [ ];
+        description = "Folders of a target that stacks may mount.";
+      };
+      exceptions = mkOption {
+        type = types.listOf (types.attrsOf types.anything);
+        default = [ ];
+        description = "What one stack may have although no stack may: stack, repo, allow, services, as in policy.yaml.";
+      };
     };
     audit = {
       log = mkOption {

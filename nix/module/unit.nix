@@ -35,7 +35,14 @@ in
       description = "SystemManager control plane gateway";
       documentation = [ "file:///etc/systemmanager/targets.yaml" ];
       wantedBy = [ "multi-user.target" ];
-      path = [ pkgs.traceroute ];
+      path = [
+        pkgs.traceroute
+      ]
+      ++ lib.optionals (cfg.stacks.hosts != [ ]) [
+        pkgs.git
+        pkgs.openssh
+        pkgs.docker-compose
+      ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ] ++ lib.optional config.services.tailscale.enable "tailscaled.service";
       # A secret may arrive after the first boot: it is tried again until then.
@@ -68,7 +75,6 @@ in
         LoadCredential = credentials false;
         LoadCredentialEncrypted = credentials true;
         ReadWritePaths = folders;
-        BindReadOnlyPaths = lib.attrValues cfg.stacks;
       }
       // import ./sandbox.nix {
         writable =

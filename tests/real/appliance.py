@@ -26,6 +26,8 @@ PACKAGES = (
     "systemd-sysv",
     "dbus",
     "openssh-server",
+    "git",
+    "docker-compose",
     "procps",
     "iproute2",
     "nftables",

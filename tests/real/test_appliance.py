@@ -162,12 +162,12 @@ WEAKER = {
 """What a unit without those lines lets be done: so much is known of what each of them is worth."""
 
 
-def self_test(machine: Machine, weaker: str = "") -> dict[str, str]:
-    """What comes of each forbidden action in the gateway's place: its unit with another program."""
+def self_test(machine: Machine, weaker: str = "", tries: str = "forbidden") -> dict[str, str]:
+    """What comes of each action of a script in the gateway's place: its unit with another program."""
     text = machine.ssh(f"cat /etc/systemd/system/{UNIT}.service")
     text = re.sub(r"^(Watchdog|Restart|EnvironmentFile|Type|NotifyAccess)\S*=.*\n", "", text, flags=re.M)
     state, where = "/var/lib/systemmanager", f"{FORBIDDEN}:{PORT}"
-    program = f"ExecStart=/usr/bin/python3 -I /srv/tests/forbidden.py {state} {where}\nType=oneshot\n"
+    program = f"ExecStart=/usr/bin/python3 -I /srv/tests/{tries}.py {state} {where}\nType=oneshot\n"
     text = re.sub(r"^ExecStart=.*\n", program + "StandardOutput=truncate:/run/self-test\n", text, flags=re.M)
     text = text.replace("[Install]", "\n".join(weaker.split()) + "\n[Install]")
     put(machine, "/etc/systemd/system/self-test.service", text)
@@ -214,6 +214,11 @@ def test_a_weaker_unit_is_found_by_the_same_actions(installed: Machine, weaker: 
     with listening(FORBIDDEN, PORT):
         open_ways = {name for name, came in self_test(installed, weaker).items() if came == "done"}
     assert WEAKER[weaker] <= open_ways, self_test(installed, weaker)
+
+
+def test_what_stacks_are_deployed_with_runs_in_the_sandbox(installed: Machine) -> None:
+    found = self_test(installed, tries="needed")
+    assert found == {"git keeps a commit": "done", "git starts ssh": "done", "Compose resolves a file": "done"}
 
 
 # ---- the way out

@@ -166,7 +166,8 @@ class Git:
             "ConnectTimeout=15", f"HostName={self._addresses[0]}", f"HostKeyAlias={self._host_key_alias}",
             "CheckHostIP=no", f"IdentityFile={self._secrets.key or 'none'}", "ServerAliveInterval=10",
         ]  # fmt: skip
-        return "ssh -F none -T " + " ".join(f"-o {_quoted(option)}" for option in options)
+        ssh = find_program("ssh") or "ssh"
+        return f"{_quoted(ssh)} -F none -T " + " ".join(f"-o {_quoted(option)}" for option in options)
 
     @property
     def _host_key_alias(self) -> str:
