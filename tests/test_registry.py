@@ -35,6 +35,12 @@ def ssh(id: str = "web", connection: str = "{host: 10.0.0.1, username: admin}", 
     return f"{head}    connection: {connection}\n{more}"
 
 
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_docker_engine_is_on_this_machine_or_on_another(kind: str, tmp_path: Path) -> None:
+    engine = "{id: e, type: %s, executor: docker, capabilities: [], connection: {socket_path: /run/docker.sock}}"
+    assert load(tmp_path, document(f"  e: {engine % kind}\n")).targets["e"].type == kind
+
+
 @pytest.mark.parametrize("key", [None, "/path/to/private/key"], ids=["without the key", "with the key"])
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_every_published_example_loads(example: Path, key: str | None) -> None:

@@ -214,7 +214,7 @@ def _is_loopback(url: str) -> bool:
 
 
 class DockerTarget(_Target):
-    type: Literal["remote"] = "remote"
+    type: Literal["remote", "local"] = "remote"
     executor: Literal["docker"]
     connection: DockerConnection
 
