@@ -52,24 +52,28 @@ def test_without_a_way_back_nothing_is_changed(tmp_path: Path, machine: Machine)
     assert "systemd-run" in error["hint"] and pid(machine) == before
 
 
-@pytest.mark.parametrize(
-    ("action", "unit", "back"),
-    [
-        ("stop", "ssh.service", "start"),
-        ("stop", "sshd", "start"),
-        ("restart", "ssh.socket", "restart"),
-        ("restart", "systemd-networkd.service", "restart"),
-        ("stop", "wg-quick@wg0.service", "start"),
-        ("stop", "tailscaled.service", "start"),
-        ("start", "nftables.service", "stop"),
-        ("restart", "ufw.service", "stop"),
-        ("stop", "firewalld.service", "start"),
-        ("start", "ssh.service", None),
-        ("disable", "ssh.service", None),
-        ("enable", "ufw.service", None),
-        ("restart", "nginx.service", None),
-        ("stop", "ssh-agent.service", None),
-    ],
-)
-def test_each_change_has_its_way_back(action: str, unit: str, back: str | None) -> None:
-    assert cutoff.way_back(action, unit) == back
+@pytest.mark.parametrize("action", ["restart", "stop"])
+def test_an_sshd_that_would_not_start_again_is_left_alone(tmp_path: Path, machine: Machine, action: str) -> None:
+    machine.ssh("echo Nonsense yes >/etc/ssh/sshd_config.broken; cp /etc/ssh/sshd_config /tmp/kept; "
+                "cat /etc/ssh/sshd_config.broken >>/etc/ssh/sshd_config")  # fmt: skip
+    before = pid(machine)
+    try:
+        error = manage(tmp_path, machine, action, "ssh")["error"]
+    finally:
+        machine.ssh("cp /tmp/kept /etc/ssh/sshd_config")
+    assert "would not start again" in error["message"] and "Nonsense" in error["details"]["stderr"], error
+    assert pid(machine) == before and timers(machine) == ""
+
+
+@pytest.mark.parametrize("unit", ["system.slice", "basic.target"])
+def test_what_would_take_the_way_back_along_is_not_done(tmp_path: Path, machine: Machine, unit: str) -> None:
+    error = manage(tmp_path, machine, "stop", unit)["error"]
+    assert error["code"] == "command_failed" and "console" in error["hint"], error
+    assert machine.ssh(f"systemctl is-active {unit}") == "active\n"
+
+
+def test_a_plan_tells_of_the_way_back(tmp_path: Path, machine: Machine) -> None:
+    one = machine.target("box", constraints={"units": ["*"]})
+    asked = {"target": "box", "action": "stop", "service_name": "ssh", "dry_run": True}
+    (result,) = call(tmp_path, "manage_service", asked, one)["results"]
+    assert "systemctl start ssh.service" in str(result["data"]["plan"]["notes"]), result

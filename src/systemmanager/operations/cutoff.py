@@ -6,10 +6,20 @@ Before the change a timer of systemd's is set on the target; it is taken away on
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from systemmanager.errors import CommandFailed, CommandMissing, ConnectionLost, CutOff, PrivilegeRequired, Unreachable
+from systemmanager.errors import (
+    CommandFailed,
+    CommandMissing,
+    ConnectionLost,
+    CutOff,
+    PrivilegeRequired,
+    TargetError,
+    Unreachable,
+)
+from systemmanager.operations.uncut import to_the_end
 from systemmanager.ports import Shell
 
 T = TypeVar("T")
@@ -18,52 +28,119 @@ REVERT_AFTER, CHANGE_WITHIN, REACH_WITHIN = 90, 30, 60
 """Seconds from the setting of the timer: until the target takes the change back, for the change itself, and for a new
 connection to get there."""
 
-_WAYS_IN = frozenset((
-    "ssh", "sshd", "dropbear", "networking", "network", "NetworkManager", "systemd-networkd", "dhcpcd",
-    "wpa_supplicant", "tailscaled", "wg-quick", "openvpn",
+_SSH = frozenset(("ssh", "sshd"))
+_NETWORKS = frozenset((
+    "networking", "network", "ifup", "NetworkManager", "systemd-networkd", "dhcpcd", "dhclient", "connman", "iwd",
+    "wpa_supplicant", "tailscaled", "wg-quick", "openvpn", "openvpn-client", "openvpn-server", "strongswan",
+    "strongswan-starter", "ipsec", "zerotier-one", "netbird", "nebula", "cloudflared", "frr", "bird",
 ))  # fmt: skip
-_FIREWALLS = frozenset(("nftables", "iptables", "ip6tables", "netfilter-persistent", "ufw", "firewalld", "shorewall"))
+"""What brings addresses, routes and tunnels: starting one, too, may lead our packets elsewhere."""
+
+_OTHERS = frozenset(("dropbear", "dbus", "dbus-broker", "sssd", "nslcd", "winbind"))
+"""What a login needs beside."""
+
+_FIREWALLS = frozenset((
+    "nftables", "iptables", "ip6tables", "netfilter-persistent", "ufw", "firewalld", "shorewall", "shorewall6", "ferm",
+    "firehol", "pve-firewall", "proxmox-firewall",
+))  # fmt: skip
+_WAYS_IN = _SSH | _NETWORKS | _OTHERS
+
+_EVERYTHING = frozenset(("-.slice", "system.slice", "init.scope", "sysinit.target", "basic.target"))
+"""All else goes down with them, and the timer, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revert:
-    """One timer on the target, and what it would do."""
+    """One timer on the target, and what it would do. `again`: that is the same once more, as nothing undoes it."""
 
     name: str
     command: str
+    again: bool
+
+    @property
+    def told(self) -> str:
+        what = (
+            "it does that once more itself, as a restart can't be taken back," if self.again else "it takes that back"
+        )
+        return f"{what} {REVERT_AFTER} s after it began ({self.command}, by {self.name}.timer)"
 
 
-def way_back(action: str, unit: str) -> str | None:
+def way_back(action: str, unit: str, active: str = "active") -> str | None:
     """The systemctl command that takes a change back that may cut us off; None where that is not to be feared.
 
-    Whatever a firewall does, it lets us in when it is stopped. What is only changed for the next boot cuts nothing now.
+    `active` is the unit's state before. Whatever a firewall does, it lets us in when it is stopped. What is only
+    changed for the next boot, or is as it is to be already, cuts nothing now.
     """
-    name = unit.rpartition(".")[0].partition("@")[0] if "." in unit else unit
-    if name in _FIREWALLS and action in ("start", "restart"):
-        return "stop"
-    if name in _WAYS_IN | _FIREWALLS and action in ("stop", "restart"):
+    name, runs = _name(unit), active not in ("inactive", "failed")
+    if action in ("start", "restart") and name in _FIREWALLS:
+        return None if runs and action == "start" else "stop"
+    if action == "start" or (action == "restart" and not runs):
+        return "stop" if name in _NETWORKS and not runs else None
+    if name in _WAYS_IN | _FIREWALLS and action in ("stop", "restart") and runs:
         return "start" if action == "stop" else "restart"
     return None
 
 
+def _name(unit: str) -> str:
+    return unit.rpartition(".")[0].partition("@")[0] if "." in unit else unit
+
+
 async def guarded(
-    shell: Shell, action: str, unit: str, change: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]]
+    shell: Shell,
+    action: str,
+    unit: str,
+    active: str,
+    change: Callable[[], Awaitable[T]],
+    look: Callable[[], Awaitable[T]],
 ) -> T:
     """Do a change; where it may cut us off, with a way back. `look` is the answer where the change's own was lost.
 
-    Raises `CutOff`, and `CommandFailed` where no way back can be made; nothing is changed then.
+    Raises `CutOff`, and `CommandFailed` where no way back can be made; nothing is changed then. Once begun it goes on
+    to its end, even when the caller is cancelled: a way back that nobody takes away would undo what is well.
     """
-    back = way_back(action, unit)
+    if unit in _EVERYTHING and action in ("stop", "restart"):
+        raise CommandFailed(
+            f"{action} {unit} would take everything down, and the way back with it",
+            hint="Do it from the target's console.",
+        )
+    back = way_back(action, unit, active)
     if back is None or (reached := await shell.anew()) is None:
         return await change()
     if not reached:
         raise CommandFailed(f"no new connection gets to the target: {action} {unit} might be the last that it hears")
+    await _would_come_back(shell, action, unit)
+    return await to_the_end(_undone_unless_heard(shell, action, unit, back, change, look))
+
+
+async def _would_come_back(shell: Shell, action: str, unit: str) -> None:
+    """Raises `CommandFailed` when sshd can't read its settings: stopped, it would not start again, by no timer."""
+    if _name(unit) not in _SSH or not unit.endswith(".service"):
+        return
+    with suppress(CommandMissing, PrivilegeRequired):
+        output = await shell.run("sshd", "-t", privileged=True, check=False)
+        if output.status == 255:  # sshd's own for settings that it refuses
+            raise CommandFailed(
+                f"{action} {unit} is not done: sshd does not accept its settings, and would not start again",
+                hint="Mend sshd_config first; `sshd -t` tells whether it is well.",
+                details={"stderr": output.stderr[-1000:]},
+            )
+
+
+async def _undone_unless_heard(
+    shell: Shell,
+    action: str,
+    unit: str,
+    back: str,
+    change: Callable[[], Awaitable[T]],
+    look: Callable[[], Awaitable[T]],
+) -> T:
     revert = await _armed(shell, back, unit)
     return await _watched(shell, f"{action} {unit}", revert, change, look)
 
 
 async def _armed(shell: Shell, back: str, unit: str) -> Revert:
-    revert = Revert(f"systemmanager-revert-{secrets.token_hex(8)}", f"systemctl {back} {unit}")
+    name = f"systemmanager-revert-{secrets.token_hex(8)}"
+    revert = Revert(name, f"systemctl {back} {unit}", again=back == "restart")
     timer = (f"--on-active={REVERT_AFTER}", "--timer-property=AccuracySec=1s", "--collect", f"--unit={revert.name}")
     hint = "Allow systemd-run in the target's sudoers (sudo_policy), or do it from the target's console."
     why = f"{unit} may be the way by which the gateway gets there, and no way back can be made"
@@ -71,6 +148,10 @@ async def _armed(shell: Shell, back: str, unit: str) -> Revert:
         await shell.run("systemd-run", "--quiet", *timer, "systemctl", back, "--", unit, privileged=True)
     except (CommandFailed, CommandMissing, PrivilegeRequired) as error:
         raise CommandFailed(f"{why}: {error.message}", hint=hint, details=error.details) from error
+    except (ConnectionLost, Unreachable):
+        with suppress(TargetError):  # it may be set all the same, and would undo what was never done
+            await _disarmed(shell, revert)
+        raise
     return revert
 
 
@@ -91,15 +172,19 @@ async def _watched(
                 error = failed
             while not await _disarmed(shell, revert):
                 await asyncio.sleep(1)
-    except (TimeoutError, CommandFailed, PrivilegeRequired) as lost:
-        raise CutOff(
-            f"after systemctl {what} no new connection was seen to get to the target: it takes that back itself, "
-            f"{REVERT_AFTER} s after it began ({revert.command}, by {revert.name}.timer)",
-            details=error.details if error else None,
-        ) from lost
+    except TimeoutError as lost:
+        why = f"after systemctl {what} no new connection was seen to get to the target: {revert.told}"
+        raise CutOff(f"{why}; before that: {error.message}" if error else why, details=_of(error)) from lost
+    except (CommandFailed, PrivilegeRequired) as stuck:
+        why = f"after systemctl {what} a new connection got to the target, but the way back stays: {stuck.message}"
+        raise CutOff(f"{why}; {revert.told}", details=_of(error)) from stuck
     if error:
         raise error
     return await look() if answer is None else answer
+
+
+def _of(error: TargetError | None) -> dict[str, object] | None:
+    return error.details if error else None
 
 
 async def _disarmed(shell: Shell, revert: Revert) -> bool:

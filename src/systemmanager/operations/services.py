@@ -18,7 +18,7 @@ from systemmanager.errors import (
     did_you_mean,
 )
 from systemmanager.operation import Risk, operation
-from systemmanager.operations.cutoff import guarded
+from systemmanager.operations.cutoff import guarded, way_back
 from systemmanager.params import UnitName
 from systemmanager.plan import Change, Inverse, Plan
 from systemmanager.ports import FreeText, Output, Result, Shell
@@ -80,6 +80,8 @@ async def plan_service(shell: Shell, action: ServiceAction, service_name: UnitNa
         notes.append("The unit is masked: this will fail.")
     if action in ("enable", "disable") and state.enabled not in ("enabled", "disabled", None):
         notes.append(f"The unit is {state.enabled}: that may change nothing.")
+    if changes and (back := way_back(action, state.unit, state.active)):
+        notes.append(f"Over SSH the target does `systemctl {back} {state.unit}` itself unless we get in afterwards.")
     inverse, reason = None, None
     if not changes:
         reason = "Nothing would change."
@@ -130,7 +132,8 @@ def _changes(state: UnitState, action: ServiceAction) -> list[Change]:
 )
 async def manage_service(shell: Shell, action: ServiceAction, service_name: UnitName) -> UnitState:
     """Start, stop, restart, enable or disable one systemd unit, and say how it is afterwards."""
-    unit = (await _state(shell, service_name)).unit  # an unknown unit is answered before anything happens
+    before = await _state(shell, service_name)  # an unknown unit is answered before anything happens
+    unit = before.unit
 
     async def change() -> UnitState:
         output = await _act(shell, action, unit)
@@ -139,7 +142,7 @@ async def manage_service(shell: Shell, action: ServiceAction, service_name: Unit
         state = await get_service_status(shell, unit)
         return await _settled(shell, action, state) if action in ("start", "restart") else state
 
-    return await guarded(shell, action, unit, change, lambda: get_service_status(shell, unit))
+    return await guarded(shell, action, unit, before.active, change, lambda: get_service_status(shell, unit))
 
 
 async def _act(shell: Shell, action: str, unit: str) -> Output:
