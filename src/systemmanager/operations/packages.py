@@ -86,7 +86,7 @@ async def _rehearsed(shell: Shell, package: str | None) -> Rehearsed:
             raise
         plan, notes = await tool.updates(), [f"{error.message}: these are the updates that the target knows of."]
     packages = parse.security_first(plan.changes)
-    if packages:
+    if packages or package is None:
         notes.append("The package sources are asked again first: what is newer there by then comes, too.")
     if plan.held_back:
         notes.append(f"Held back: {', '.join(plan.held_back)}")
