@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,9 @@ class Target:
     async def look(self) -> str:
         return "looked"
 
-    def guarded(self, action: str = "restart", unit: str = "ssh.service", active: str = "active") -> Awaitable[str]:
+    def guarded(
+        self, action: str = "restart", unit: str = "ssh.service", active: str = "active"
+    ) -> Coroutine[Any, Any, str]:
         shell: Any = self
         return guarded(shell, action, unit, active, self.change, self.look)
 
