@@ -1,16 +1,20 @@
 """Every case of the catalogue, held to the same bar. One class per group, so that the workers share them."""
 
+import os
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from tests import test_token_mutations
+from tests.attacks import test_reference
 from tests.attacks.arena import Arena
 from tests.attacks.attackers import ATTACKERS
 from tests.attacks.catalogue import FOLDER, GROUPS, Case, cases
 from tests.attacks.judging import judge
 from tests.attacks.sequences import SEQUENCES
 from tests.attacks.tampering import tamper
+from tests.real import test_audit_kill9
 from tests.support import run
 
 WRITTEN = [group for group in GROUPS if (FOLDER / f"{group}.yaml").exists()]
@@ -58,3 +62,9 @@ def test_the_catalogue_is_whole() -> None:
     twice = [id for id, count in Counter(case.id for case in every).items() if count > 1]
     assert not twice, f"ids that stand twice: {twice}"
     assert len(every) >= LEAST
+
+
+def test_as_many_are_tried_as_was_promised() -> None:
+    assert 4 * test_reference.ROUNDS >= 100_000, "random questions to the gate and to the naive evaluator"
+    assert len(test_token_mutations.MUTATIONS) * (test_token_mutations.ROUNDS + 1_000) >= 100_000
+    assert test_audit_kill9.ROUNDS >= 200 or "SYSTEMMANAGER_TEST_ROUNDS" in os.environ, "kill -9"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.attacks.arena import Arena
 from tests.attacks.catalogue import GROUPS, Case, cases, filled
+from tests.benchmarks.calls import own_share
 from tests.support import principal, run
 
 MOST = 0.050
@@ -57,3 +58,9 @@ def test_a_refusal_takes_less_than_50_ms_of_cpu(tmp_path: Path, monkeypatch: pyt
     took, limit = run(work()), MOST * max(1.0, machine() / USUAL)
     slow = {id: f"{seconds * 1000:.0f} ms" for id, seconds in took.items() if seconds > limit}
     assert len(took) > 300 and not slow, slow
+
+
+def test_what_is_let_through_costs_less_than_a_millisecond_of_cpu_at_the_median() -> None:
+    """All that the gateway does around an operation: the decision, the audit log, the answer."""
+    share = run(own_share(400, time.process_time))
+    assert share < 1.0 * max(1.0, machine() / USUAL), f"{share:.2f} ms"
