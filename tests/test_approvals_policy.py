@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from systemmanager.approvals.answers import NoAnswer
+from systemmanager.approvals.store import Asked
+from systemmanager.approvals.webhook import Webhook
 from systemmanager.errors import ApprovalRefused
 from systemmanager.operation import Risk
-from systemmanager.policy.demands import Approvals, Demand
+from systemmanager.policy.demands import Approvals, Channel, Demand
 from systemmanager.policyfile import Policy
 from tests.fakes import codes
 from tests.support import OPERATOR, principal, records, registry, run, target
@@ -113,6 +116,36 @@ def test_who_may_answer(tmp_path: Path, name: str) -> None:
         assert error(await scene.call(approval_id=id))["code"] == "approval_required" and scene.engine.pulled == 0
 
     run(work())
+
+
+@pytest.mark.parametrize(
+    ("channels", "wanted"),
+    [
+        (("webhook", "elicitation", "operator"), ["webhook", "client"]),
+        (("elicitation", "webhook"), ["client", "webhook"]),
+        (("webhook",), ["webhook"]),
+        (("elicitation", "operator"), ["client"]),
+        (("operator",), []),
+    ],
+    ids=lambda value: ", ".join(value) or "none",
+)
+def test_channels_are_tried_as_policy_names_them(
+    tmp_path: Path, channels: tuple[Channel, ...], wanted: list[str]
+) -> None:
+    scene, tried = scene_with(tmp_path, channels=channels, elicitation=Risk.CRITICAL), list[str]()
+
+    class Hook(Webhook):
+        async def tell(self, asked: Asked) -> None:
+            tried.append("webhook")
+            raise NoAnswer("not now")
+
+    async def elicit(asked: Asked) -> None:
+        tried.append("client")
+
+    scene.desk.webhook = Hook("http://127.0.0.1:1/", "secret")
+    who = principal("admin", subject="claude")
+    reply = run(scene.gateway.call(who, "pull_docker_image", PULL, elicit=elicit)).as_dict()
+    assert error(reply)["code"] == "approval_required" and tried == wanted
 
 
 def test_a_policy_can_demand_what_the_tool_does_not(tmp_path: Path) -> None:

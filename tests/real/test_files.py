@@ -61,6 +61,14 @@ def test_info_says_kind_size_owner_and_rights(root: Path) -> None:
     assert info["modified"] == "2023-11-14T22:13:20Z"
 
 
+def test_a_file_of_several_names_says_so(root: Path) -> None:
+    path = numbered(root / "a.log", 1)
+    assert "note" not in ask(root, "read", path)
+    os.link(path, root / "b.log")
+    for action in ("read", "tail"):
+        assert "2 names (hard links)" in ask(root, action, path)["note"]
+
+
 def test_reading_goes_on_where_it_stopped(root: Path) -> None:
     path = numbered(root / "a.log", 250)
     lines: list[str] = []

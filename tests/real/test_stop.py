@@ -14,9 +14,12 @@ import httpx
 import psutil
 import pytest
 
+from systemmanager.freezing import Freezer
+from tests.fakes import codes
 from tests.real.openssh import SshServer, SshServers, until
 from tests.serving import ERAS, Era, Running, Served, serving
-from tests.support import run
+from tests.support import OPERATOR, real_gateway, run
+from tests.test_freeze import freezes
 
 FLEET = 6
 
@@ -101,6 +104,27 @@ def test_a_stop_in_the_middle_of_a_fan_out_ends_all_that_runs_on_targets(
     assert len(intents) == FLEET and sorted(outcomes) == sorted(intents)
     assert {one["code"] for one in records if one["phase"] == "outcome"} == {"cancelled"}
     assert not isinstance(answer, TimeoutError)
+
+
+def test_a_freeze_ends_the_process_groups_that_run_on_a_target(tmp_path: Path, ssh_servers: SshServers) -> None:
+    programs = endless(tmp_path / "programs")
+    server = ssh_servers.start(f"SetEnv PATH={programs}:/usr/bin:/bin HOME={tmp_path}")
+
+    async def work() -> None:
+        async with real_gateway(tmp_path, server.target(), freezer=Freezer(tmp_path)) as gateway:
+            watching = asyncio.create_task(gateway.freezer.watch())
+            asked = {"target": "web-01", "service_name": "nginx"}
+            calling = asyncio.create_task(gateway.call(OPERATOR, "get_service_status", asked))
+            await asyncio.to_thread(until, lambda: len(groups(programs)) == 1, "it runs", 30.0)
+            pids = groups(programs) | {child.pid for one in alive(groups(programs)) for child in one.children()}
+            assert len(pids) > 1
+            freezes(tmp_path, "web-01")
+            reply = (await asyncio.wait_for(calling, 3)).as_dict()
+            assert codes(reply) == {"web-01": "frozen"}
+            await asyncio.to_thread(until, lambda: not alive(pids), "the process groups are gone", 3.0)
+            watching.cancel()
+
+    run(work())
 
 
 def open_files(process: psutil.Process) -> int:
