@@ -249,7 +249,7 @@ def test_the_rest_is_decided_by_what_is_held_now(tmp_path: Path) -> None:
 def test_a_job_whose_targets_had_all_ended_is_ended(tmp_path: Path) -> None:
     async def work(relay: Relay) -> None:
         relay.held.add("w-04")
-        id = await relay.call()
+        id = await relay.call(batch="1,2,3,4")
         await relay.killed()
         store = relay.jobs.store
         store.ended_on(id, "w-04", {"target": "w-04", "ok": True, "data": {}, "elapsed_ms": 1})

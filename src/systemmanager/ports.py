@@ -310,6 +310,8 @@ class Docker(Protocol):
     does not have is `NotFound`, with the names that are near.
     """
 
+    following: Following | None  # as of a Shell
+
     async def version(self) -> Json: ...
 
     async def containers(self) -> Sequence[Json]:

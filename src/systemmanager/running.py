@@ -113,6 +113,7 @@ class Runner:
             if lasts:
                 self._tell(call, answer, result, foreign, fences)
                 await job.ended_on(result)
+            if lasts and call.operation.port == "Shell":
                 await port.forget()
             return answer
 

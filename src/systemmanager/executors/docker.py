@@ -12,6 +12,7 @@ from systemmanager.errors import Denied, NotConfigured, NotFound, did_you_mean
 from systemmanager.executors import Surroundings, docker_errors, unsupported
 from systemmanager.executors.docker_client import Client, Exchange, Tls, client_for, forget
 from systemmanager.executors.docker_logs import plain_text
+from systemmanager.following import Following
 from systemmanager.ports import Json, Tail
 from systemmanager.references import image_matches
 from systemmanager.request import Permit
@@ -20,6 +21,8 @@ from systemmanager.target import DockerConnection, DockerTarget, Target
 
 class EngineDocker:
     """The Docker port of one call."""
+
+    following: Following | None = None
 
     def __init__(self, client: Client, permit: Permit) -> None:
         self._client = client

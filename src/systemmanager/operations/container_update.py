@@ -7,19 +7,21 @@ The order of steps leaves a container by the original name, or one beside it tha
     3  rename the new one NAME, start it, wait until it is healthy
     4  remove the old one
 
-Whatever goes wrong from 2 on, cancellation and deadline included, undoes 3 and 2.
+Whatever goes wrong from 2 on, cancellation and deadline included, undoes 3 and 2. As a job it writes down before 2 what
+it is about to exchange: the next process looks at what is there, and goes on, or puts the old one back.
 """
 
-import socket
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
 
 from systemmanager.errors import (
     EngineRefused,
+    EngineUnavailable,
     GatewayError,
     NotFound,
     RollbackFailed,
@@ -30,6 +32,7 @@ from systemmanager.operations.containers import container_name, standing
 from systemmanager.operations.images import image_change, image_or_none, newest, short_id
 from systemmanager.operations.recreation import Recreation, recreation, reference_of
 from systemmanager.operations.uncut import insist, to_the_end
+from systemmanager.operations.update_conditions import borrowed_by, check, platform_of
 from systemmanager.params import ContainerName
 from systemmanager.plan import Change, Plan
 from systemmanager.ports import Docker, ForeignText, Json, Result
@@ -39,6 +42,9 @@ SETTLE = 5.0
 
 HEALTHY = 300.0
 """Seconds that a container with a health check has to become healthy."""
+
+_EXCHANGE, _FAILED = "exchange", "failed"
+"""What a job keeps: what it is about to exchange; that it failed, and why."""
 
 _busy: set[str] = set()
 
@@ -82,51 +88,111 @@ async def plan_update(docker: Docker, name_or_id: ContainerName, pull_latest: bo
     risk=Risk.CRITICAL,
     timeout=600,
     plan=plan_update,
-    job="once",
+    job="steps",
     open_world=True,
 )
 async def update_docker_container(
     docker: Docker, name_or_id: ContainerName, pull_latest: bool = True
 ) -> ContainerUpdate:
     """Recreate a container on the newest image of its tag with all its settings; the old one comes back if it fails."""
-    found = await _found(docker, name_or_id)
+    begun = _begun(docker)
+    found = begun.found if begun else await _found(docker, name_or_id)
     if found["Id"] in _busy:
         raise EngineRefused(f"{name_or_id!r} is being updated already", retryable=True)
     mine = {found["Id"]}
     _busy.update(mine)
     try:
+        if begun is not None:
+            return await _go_on(docker, begun, pull_latest, mine)
         return await _update(docker, found, pull_latest, mine)
     finally:
         _busy.difference_update(mine)
 
 
+def _begun(docker: Docker) -> "Exchange | None":
+    """The exchange that this job was in the middle of when its gateway was stopped."""
+    kept = docker.following.kept.get(_EXCHANGE) if docker.following is not None else None
+    if kept is None:
+        return None
+    plan = Recreation({}, kept["connect"], kept["leave"])
+    return Exchange(docker, kept["found"], kept["found"]["Name"].lstrip("/"), plan, kept["new"])
+
+
+async def _go_on(docker: Docker, change: "Exchange", pull_latest: bool, mine: set[str]) -> ContainerUpdate:
+    """From wherever it was: to its end where the new container is there, else once more from the old one, which is put
+    back first. One that had failed only has its way back finished."""
+    assert docker.following is not None
+    await _engine_there(docker)
+    if failed := docker.following.kept.get(_FAILED):
+        await to_the_end(change.undo())
+        raise change.rolled_back(failed["message"], failed["details"])
+    if await change.there(change.new):
+        mine.add(change.new)
+        return await _carried_out(docker, change)
+    if not (change.found["HostConfig"].get("AutoRemove") or await change.there(change.old)):
+        raise NotFound(f"{change.name!r} was removed while its update was cut off; nothing is left of it")
+    await to_the_end(change.undo())
+    return await _update(docker, await docker.inspect(change.name), pull_latest, mine)
+
+
+async def _engine_there(docker: Docker) -> None:
+    """The engine may be coming back as the gateway does."""
+
+    async def asked() -> None:
+        await docker.version()
+
+    try:
+        await insist(asked)
+    except TimeoutError as error:
+        raise EngineUnavailable("the engine does not answer, so the update that was cut off can't go on") from error
+
+
 async def _update(docker: Docker, found: Json, pull_latest: bool, mine: set[str]) -> ContainerUpdate:
     name = found["Name"].lstrip("/")
-    await _check(docker, found, name)
+    await check(docker, found, name)
     image_name, tag = reference_of(found)
     before = await image_or_none(docker, found["Image"])
     reference = f"{image_name}:{tag}"
     if pull_latest:
-        image = await docker.pull(image_name, tag, await _platform(docker, before))
+        image = await docker.pull(image_name, tag, await platform_of(docker, before))
     else:
         image = await docker.inspect_image(reference)
-    answer = {"name": name, "image": reference, "image_id": short_id(image["Id"])}
     if image["Id"] == found["Image"]:
-        return ContainerUpdate(**answer, updated=False, id=found["Id"][:12], state=found["State"]["Status"])
-    plan = recreation(found, before, found["Config"]["Image"], await _borrowed(docker, found))
+        return ContainerUpdate(
+            name=name,
+            image=reference,
+            image_id=short_id(image["Id"]),
+            updated=False,
+            id=found["Id"][:12],
+            state=found["State"]["Status"],
+        )
+    plan = recreation(found, before, found["Config"]["Image"], await borrowed_by(docker, found))
     change = Exchange(docker, found, name, plan, await _made(docker, f"{name}.update", plan))
     mine.add(change.new)
+    _keep(docker, _EXCHANGE, {"found": found, "connect": plan.connect, "leave": plan.leave, "new": change.new})
+    return await _carried_out(docker, change)
+
+
+async def _carried_out(docker: Docker, change: "Exchange") -> ContainerUpdate:
     _busy.add(change.new)
     note = await change.carry_out()
-    state = await docker.inspect(change.new)
+    now = await docker.inspect(change.new)
     return ContainerUpdate(
-        **answer,
+        name=change.name,
+        image=":".join(reference_of(change.found)),
+        image_id=short_id(now["Image"]),
         updated=True,
-        previous_image_id=short_id(found["Image"]),
+        previous_image_id=short_id(change.found["Image"]),
         id=change.new[:12],
-        state=state["State"]["Status"],
+        state=now["State"]["Status"],
         note=note,
     )
+
+
+def _keep(docker: Docker, name: str, value: Json) -> None:
+    """Write down for the next process, where this is a job."""
+    if docker.following is not None:
+        docker.following.keep(name, value)
 
 
 # --- before anything changes -----------------------------------------------------------------------------------------
@@ -144,55 +210,6 @@ async def _found(docker: Docker, name: str) -> Json:
     raise RolledBack(
         f"an earlier update of {name!r} was interrupted; {name!r} is back as it was", hint="Call again to update it."
     )
-
-
-async def _check(docker: Docker, found: Json, name: str) -> None:
-    """Refuse what could not be undone, or would break others. Clears the rest of a call that was cut off."""
-    labels = found["Config"].get("Labels") or {}
-    if "com.docker.swarm.task.id" in labels:
-        raise EngineRefused(
-            f"{name!r} belongs to a Swarm service", hint="Update the service: Swarm replaces its tasks."
-        )
-    if found["State"].get("Paused"):
-        raise EngineRefused(f"{name!r} is paused", hint="Unpause or stop it first.")
-    if socket.gethostname() == found["Id"][:12]:
-        raise EngineRefused(f"{name!r} is the container that this gateway runs in", hint="Update it from outside.")
-    rows = {container_name(row): row for row in await docker.containers()}
-    if f"{name}.before-update" in rows:
-        raise EngineRefused(
-            f"an update of {name!r} was cut off, or runs elsewhere: {name}.before-update is the container as it was",
-            hint=f"Keep the new one: docker rm {name}.before-update. Or go back: docker rm -f {name} && "
-            f"docker rename {name}.before-update {name} && docker start {name}.",
-        )
-    if (left := rows.get(f"{name}.update")) and left["State"] == "created":
-        await docker.remove(left["Id"])
-    sharing = [
-        other
-        for other, row in rows.items()
-        if row["State"] == "running" and row.get("HostConfig", {}).get("NetworkMode") == f"container:{found['Id']}"
-    ]
-    if sharing:
-        raise EngineRefused(
-            f"{', '.join(sharing)} uses the network of {name!r} and would lose it",
-            hint="Stop it first, and recreate it afterwards.",
-        )
-    known = {network["Name"] for network in await docker.networks()}
-    if gone := [network for network in found["NetworkSettings"]["Networks"] if network not in known]:
-        raise EngineRefused(f"{name!r} is in networks that are gone: {', '.join(gone)}; it could not be started again")
-
-
-async def _platform(docker: Docker, image: Json | None) -> str | None:
-    """The platform to pull for, where the container's is not the engine's own."""
-    if image is None or image.get("Architecture") in ("", None, (await docker.version()).get("Arch")):
-        return None
-    return "/".join(filter(None, (image.get("Os"), image["Architecture"], image.get("Variant"))))
-
-
-async def _borrowed(docker: Docker, found: Json) -> set[str]:
-    """Volumes that come from other containers, which the new container gets from them again."""
-    lenders = [entry.partition(":")[0] for entry in found["HostConfig"].get("VolumesFrom") or []]
-    mounts = [mount for lender in lenders for mount in (await docker.inspect(lender)).get("Mounts") or []]
-    return {mount["Name"] for mount in mounts if mount.get("Name")}
 
 
 async def _made(docker: Docker, name: str, plan: Recreation) -> str:
@@ -241,25 +258,40 @@ class Exchange:
         except RollbackFailed:
             raise
         except GatewayError as error:
-            raise RolledBack(
-                f"{self.name!r} could not be updated: {error.message}",
-                hint=f"{self.name!r} is back on its previous image, as it was.",
-                details=error.details,
-            ) from error
+            raise self.rolled_back(error.message, error.details) from error
         return await to_the_end(self._remove_old())
 
+    def rolled_back(self, why: str, details: Json | None) -> RolledBack:
+        return RolledBack(
+            f"{self.name!r} could not be updated: {why}",
+            hint=f"{self.name!r} is back on its previous image, as it was.",
+            details=details,
+        )
+
+    async def there(self, id: str) -> Json | None:
+        """A container of the exchange as it is now; None when it is gone."""
+        with suppress(NotFound):
+            return await self.docker.inspect(id)
+        return None
+
     async def _exchange(self) -> None:
-        """The steps. None is left while it is on its way: the engine would go on with it under the way back."""
-        docker = self.docker
-        if self.runs:
+        """The steps that are left. None is left while it is on its way: the engine would go on with it under the way
+        back."""
+        docker, old, new = self.docker, await self.there(self.old), await self.there(self.new)
+        if new is None:
+            raise EngineRefused("the new container is gone")
+        if self.runs and old is not None:
             self.stopping = True
             await to_the_end(docker.act("stop", self.old))
             self.stopping = False
-        if not await self._vanished():
-            await to_the_end(docker.rename(self.old, f"{self.name}.before-update"))
-        await to_the_end(docker.rename(self.new, self.name))
+        aside = f"{self.name}.before-update"
+        if old is not None and old["Name"].lstrip("/") != aside and not await self._vanished():
+            await to_the_end(docker.rename(self.old, aside))
+        if new["Name"].lstrip("/") != self.name:
+            await to_the_end(docker.rename(self.new, self.name))
         if self.runs:
-            await to_the_end(docker.act("start", self.new))
+            if not new["State"]["Running"]:
+                await to_the_end(docker.act("start", self.new))
             await self._proves_itself()
 
     async def _vanished(self) -> bool:
@@ -300,11 +332,18 @@ class Exchange:
         try:
             yield
             done = True
+        except GatewayError as error:
+            _keep(self.docker, _FAILED, {"message": error.message, "details": error.details})
+            raise
+        except asyncio.CancelledError:
+            if self.docker.following is not None and not self.docker.following.leaving():
+                _keep(self.docker, _FAILED, {"message": "it was ended before its time", "details": None})
+            raise
         finally:
             if not done:
-                await to_the_end(self._undo())
+                await to_the_end(self.undo())
 
-    async def _undo(self) -> None:
+    async def undo(self) -> None:
         """Bring the old container back: its name, and running if it ran. Looks at what is, so it may be repeated."""
         try:
             await insist(self._step_back)
