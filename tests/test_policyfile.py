@@ -82,7 +82,7 @@ def test_how_long_who_read_untrusted_text_is_tainted(tmp_path: Path) -> None:
 
 ENTRY = 'version: "1.0"\ngrants:\n  - '
 WRONG: dict[str, tuple[str, str]] = {
-    "no channel": ('version: "1.0"\napprovals: {channels: []}', "approvals.channels"),
+    "no channel": ('version: "1.0"\napprovals: {channels: []}', "approvals.channels: must have at least 1"),
     "unknown channel": ('version: "1.0"\napprovals: {channels: [email]}', "approvals.channels.0"),
     "unknown limit": ('version: "1.0"\napprovals: {elicitation: some}', "approvals.elicitation"),
     "no lifetime": ('version: "1.0"\napprovals: {lifetime_minutes: 0}', "approvals.lifetime_minutes"),
@@ -117,6 +117,13 @@ WRONG: dict[str, tuple[str, str]] = {
     "taint yes": ('version: "1.0"\ntaint_minutes: true', "taint_minutes"),
     "alias": ('version: "1.0"\ngrants: &a []', "anchors and aliases"),
 }
+
+
+def test_a_list_of_faults_is_not_called_too_short_beside_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, 'version: "1.0"\napprovals: {channels: [email]}')
+    (only,) = caught.value.problems
+    assert "approvals.channels.0: input should be 'webhook'" in str(only)
 
 
 @pytest.mark.parametrize(("text", "says"), WRONG.values(), ids=WRONG)

@@ -48,7 +48,7 @@ in
           scopes = [ "readonly" ];
         }
       ];
-      approvals.channels = [ "terminal" ];
+      approvals.channels = [ "operator" ];
     };
   };
 }

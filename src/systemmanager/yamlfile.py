@@ -190,7 +190,7 @@ def problems_of(errors: Sequence[ErrorDetails], model: type[BaseModel], loaded: 
     found: dict[Location, list[str]] = {}
     for details in errors:
         location = _in_file(details, loaded.marks)
-        if location in loaded.at_fault:
+        if location in loaded.at_fault or _is_short_for_faults(details, errors):
             continue
         messages = found.setdefault(location, [])
         if (message := _message(details, location, model)) not in messages:
@@ -202,6 +202,14 @@ def problems_of(errors: Sequence[ErrorDetails], model: type[BaseModel], loaded: 
         for location, messages in found.items()
         for at in (place_of(location, loaded.marks),)
     ]
+
+
+def _is_short_for_faults(details: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    """Whether a list only seems to be too short since its items are at fault: pydantic does not count those."""
+    own = details["loc"]
+    return details["type"] == "too_short" and any(
+        other["loc"][: len(own)] == own for other in errors if other is not details
+    )
 
 
 def _in_file(details: ErrorDetails, marks: Marks) -> Location:
@@ -231,6 +239,8 @@ def _message(details: ErrorDetails, location: Location, model: type[BaseModel]) 
         return "is missing"
     if kind in _SHAPES:
         return "must map ids to targets" if location == ("targets",) else _SHAPES[kind]
+    if kind == "too_short":
+        return f"must have at least {context['min_length']}"
     message = details["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

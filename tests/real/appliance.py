@@ -4,18 +4,23 @@ Outside are four addresses on one cable: `CLIENT` and `MACHINE`, `ALLOWED`, whic
 `FORBIDDEN`, which is not. The wheels come from the lock; they are fetched once and kept in the cache.
 """
 
+import asyncio
 import fcntl
 import hashlib
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastmcp import Client
+from fastmcp.client.transports import StreamableHttpTransport
 
 from tests.conftest import need
 from tests.real.machine import Machine, missing, root_folder
@@ -40,6 +45,8 @@ SET_UP = Path(__file__).with_name("appliance_setup.sh")
 PYTHON = "3.13"
 SOURCE = "/root/systemmanager"
 """The project's source inside, which is installed."""
+PREFIX = "/opt/gateway-x"
+SECRET = secrets.token_hex(32)
 OFFLINE = "env PIP_NO_INDEX=1 PIP_FIND_LINKS=/srv/wheels"
 NETWORK = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
 CLIENT, MACHINE, ALLOWED, FORBIDDEN = (f"{NETWORK}.{number}" for number in (1, 2, 3, 4))
@@ -140,3 +147,30 @@ def debian() -> Iterator[Machine]:
     need("systemd", missing())
     with appliance() as machine:
         yield machine
+
+
+def put(machine: Machine, path: str, text: str) -> None:
+    done(machine, f"umask 022; mkdir -p $(dirname {path}); cat > {path} <<'END'\n{text}\nEND")
+
+
+def token(machine: Machine) -> str:
+    state = "SYSTEMMANAGER_STATE_DIR=/var/lib/systemmanager"
+    mint = f"{PREFIX}/bin/systemmanager token mint --agent test --scopes admin"
+    return done(machine, f"runuser -u systemmanager -- env {state} SYSTEMMANAGER_SHARED_SECRET={SECRET} {mint}").strip()
+
+
+async def calls(machine: Machine, name: str, arguments: dict[str, Any]) -> Any:
+    headers = {"Authorization": f"Bearer {token(machine)}"}
+    async with Client(StreamableHttpTransport(f"http://{MACHINE}:8080/mcp", headers=headers)) as client:
+        answer = await client.call_tool(name, arguments, raise_on_error=False)
+        return answer.structured_content
+
+
+def asked(machine: Machine, name: str, **arguments: Any) -> Any:
+    """What a client on the other end of the cable is answered."""
+    return asyncio.run(asyncio.wait_for(calls(machine, name, arguments), 60))
+
+
+def operator_says(machine: Machine, words: str) -> str:
+    state = "SYSTEMMANAGER_STATE_DIR=/var/lib/systemmanager"
+    return done(machine, f"env {state} {PREFIX}/bin/systemmanager {words}")

@@ -1,6 +1,5 @@
 """The gateway as `make install` puts it on Debian 13: its unit, in the flake's text, under systemd 257."""
 
-import asyncio
 import json
 import re
 import secrets
@@ -12,24 +11,35 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pytest
-from fastmcp import Client
-from fastmcp.client.transports import StreamableHttpTransport
 
-from tests.real.appliance import ALLOWED, CLIENT, FORBIDDEN, MACHINE, OFFLINE, SOURCE, cable, done
+from tests.real.appliance import (
+    ALLOWED,
+    CLIENT,
+    FORBIDDEN,
+    MACHINE,
+    OFFLINE,
+    PREFIX,
+    SECRET,
+    SOURCE,
+    asked,
+    cable,
+    done,
+    operator_says,
+    put,
+    token,
+)  # fmt: skip
 from tests.real.machine import Machine
 from tests.real.test_unit import CLIENT as CLIENT_SCRIPT
 from tests.real.test_unit import RUNS, STATUS, UNIT, wait_for
 
-PREFIX = "/opt/gateway-x"
 RELEASE = f"{PREFIX}/lib/systemmanager/current"
 API_TOKEN = secrets.token_hex(16)
-SECRET = secrets.token_hex(32)
 LOCAL: dict[str, Any] = {
     "id": "local",
     "type": "local",
     "executor": "local",
-    "capabilities": ["system:read", "network:read", "service:control"],
-    "constraints": {"hosts": ["*", ALLOWED, FORBIDDEN]},
+    "capabilities": ["system:read", "network:read", "service:control", "system:admin"],
+    "constraints": {"hosts": ["*", ALLOWED, FORBIDDEN], "sudo_policy": "limited"},
 }
 API: dict[str, Any] = {
     "id": "api",
@@ -41,15 +51,11 @@ TARGETS = json.dumps({"version": "1.0", "targets": {"local": LOCAL, "api": API}}
 INSTALL = f"cd {SOURCE} && {OFFLINE} make --silent install PREFIX={PREFIX}"
 
 
-def put(machine: Machine, path: str, text: str) -> None:
-    done(machine, f"umask 022; mkdir -p $(dirname {path}); cat > {path} <<'END'\n{text}\nEND")
-
-
 @pytest.fixture(scope="module")
 def installed(debian: Machine) -> Machine:
     """The gateway, configured, installed and up."""
     put(debian, "/etc/systemmanager/targets.yaml", TARGETS)
-    put(debian, "/etc/systemmanager/policy.yaml", 'version: "1.0"')
+    put(debian, "/etc/systemmanager/policy.yaml", 'version: "1.0"\napprovals: {channels: [operator]}')
     put(debian, "/etc/systemmanager/networks", f"{ALLOWED}/32  # the API\n{CLIENT}")
     put(debian, "/etc/systemmanager/settings", f"MCP_HOST=0.0.0.0\nSYSTEMMANAGER_ALLOWED_HOSTS={MACHINE}")
     put(debian, "/root/client.py", CLIENT_SCRIPT)
@@ -76,24 +82,6 @@ def settled(machine: Machine) -> None:
             return
         done(machine, f"systemctl restart {UNIT}")
     raise AssertionError(machine.ssh(f"systemctl status {UNIT}; journalctl -u {UNIT} --no-pager -n 20"))
-
-
-def token(machine: Machine) -> str:
-    state = "SYSTEMMANAGER_STATE_DIR=/var/lib/systemmanager"
-    mint = f"{PREFIX}/bin/systemmanager token mint --agent test --scopes admin"
-    return done(machine, f"runuser -u systemmanager -- env {state} SYSTEMMANAGER_SHARED_SECRET={SECRET} {mint}").strip()
-
-
-async def calls(machine: Machine, name: str, arguments: dict[str, Any]) -> Any:
-    headers = {"Authorization": f"Bearer {token(machine)}"}
-    async with Client(StreamableHttpTransport(f"http://{MACHINE}:8080/mcp", headers=headers)) as client:
-        answer = await client.call_tool(name, arguments, raise_on_error=False)
-        return answer.structured_content
-
-
-def asked(machine: Machine, name: str, **arguments: Any) -> Any:
-    """What a client on the other end of the cable is answered."""
-    return asyncio.run(asyncio.wait_for(calls(machine, name, arguments), 60))
 
 
 def pid(machine: Machine) -> str:
@@ -337,10 +325,18 @@ def source_changed(machine: Machine, command: str) -> Iterator[None]:
 
 def test_an_upgrade_keeps_state_and_can_be_rolled_back(installed: Machine) -> None:
     kept, before = token(installed), version(installed)
+    install = {"package_name": "sm-nothing", "target": "local", "idempotency_key": "once"}
+    (asking,) = asked(installed, "install_package", **install)["results"]
+    assert asking["error"]["code"] == "approval_required", asking
+    request = asking["error"]["details"]["approval_id"]
     with source_changed(installed, "sed -i 's/^__version__ = .*/__version__ = \"99.1\"/' __init__.py"):
         assert "install.sh rollback" in done(installed, INSTALL)
     settled(installed)
     assert version(installed) == "99.1"
+    assert request in operator_says(installed, "approvals list")
+    operator_says(installed, f"approvals approve --yes {request}")
+    asked(installed, "install_package", **install, approval_id=request)
+    (job,) = asked(installed, "list_jobs")["results"][0]["data"]["jobs"]
     for expected in ("99.1", before):
         assert f'"version": "{expected}"' in json.dumps(asked(installed, "health_check"))
         inside = f"{RELEASE}/bin/python /root/client.py {kept} get_system_status '{{}}'"
@@ -350,6 +346,7 @@ def test_an_upgrade_keeps_state_and_can_be_rolled_back(installed: Machine) -> No
             done(installed, f"cd {SOURCE} && make --silent rollback PREFIX={PREFIX}")
             settled(installed)
     assert version(installed) == before
+    assert asked(installed, "job_status", job_id=job["job_id"])["results"][0]["data"]["tool"] == "install_package"
 
 
 def test_a_bad_file_fails_the_upgrade_and_not_the_gateway(installed: Machine) -> None:
