@@ -49,7 +49,8 @@ Selection = Literal["optional", "required", "none"]
 
 JobKind = Literal["steps", "again", "once"]
 """What becomes of an operation whose gateway was stopped in the middle of it: its long steps run on by themselves on
-the target, and the rest is done again; all of it is done again; or what had begun stays as it was cut off."""
+the target, what it kept is there, and the rest is done again; all of it is done again; or what had begun stays as it
+was cut off."""
 
 AGAIN: frozenset[JobKind | None] = frozenset({"steps", "again"})
 """Those of which nothing is lost when their gateway is stopped."""

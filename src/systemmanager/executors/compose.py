@@ -86,10 +86,11 @@ def compose_missing() -> CommandMissing:
 
 
 class Compose:
-    """Compose for one stack. `home` is a private folder; `folder` is where its files are relative to."""
+    """Compose for one stack. `home` is a private folder; `folder` is where its files are relative to; what it runs
+    `holds` the stack's lock."""
 
-    def __init__(self, stack: str, engine: Engine, home: Path, folder: Path) -> None:
-        self._stack, self._engine, self._home, self._folder = stack, engine, home, folder
+    def __init__(self, stack: str, engine: Engine, home: Path, folder: Path, holds: Sequence[int] = ()) -> None:
+        self._stack, self._engine, self._home, self._folder, self._holds = stack, engine, home, folder, holds
 
     async def config(self, file: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         """The resolved configuration. Every file that this reads was judged before."""
@@ -131,7 +132,12 @@ class Compose:
         fixed += ["--ansi", "never", "--progress", "plain"]
         collected = Collected(limit, latest=limit == MOST_SAID)
         status = await run_program(
-            (program, *fixed, *argv), collected, {**environment, **self._environment()}, stdin=stdin, cwd=self._folder
+            (program, *fixed, *argv),
+            collected,
+            {**environment, **self._environment()},
+            stdin=stdin,
+            cwd=self._folder,
+            holds=self._holds,
         )
         if collected.cut and limit != MOST_SAID:
             raise OutputTooLarge("the resolved configuration is too large")

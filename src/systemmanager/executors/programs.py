@@ -23,8 +23,12 @@ async def run_program(
     *,
     stdin: bytes = b"",
     cwd: Path | None = None,
+    holds: Sequence[int] = (),
 ) -> int:
-    """Run one program to its end, or to the bound of what is collected; answers its status, below 0 for a signal."""
+    """Run one program to its end, or to the bound of what is collected; answers its status, below 0 for a signal.
+
+    `holds` are descriptors that it has, too: a lock on one lasts for as long as it runs, whatever becomes of us.
+    """
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
@@ -33,6 +37,7 @@ async def run_program(
         start_new_session=True,
         env=dict(env),
         cwd=cwd,
+        pass_fds=tuple(holds),
     )
     try:
         await _until_end(process, collected, stdin)

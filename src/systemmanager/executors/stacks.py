@@ -29,6 +29,8 @@ MOST_FILES = 30
 """Compose files of one stack, included and extended ones too."""
 
 MOST_ENV_FILE = 256 * 1024
+ORPHAN_WITHIN, LOOK_EVERY = 300.0, 0.2
+"""Seconds that what a killed gateway had begun may take to end, and between two looks at it."""
 
 
 class EngineStacks(EngineDocker):
@@ -45,6 +47,7 @@ class EngineStacks(EngineDocker):
         self._records = StackRecords(surroundings.state)
         self._redactor = Redactor()
         self._places: dict[str, Path] = {}
+        self._holds: tuple[int, ...] = ()
 
     # --- from git to what may run -------------------------------------------------------------------------------------
 
@@ -107,14 +110,31 @@ class EngineStacks(EngineDocker):
 
     @asynccontextmanager
     async def alone(self, stack: str) -> AsyncIterator[None]:
+        """Two locks: one is the gateway's, the other one its Compose holds too. Where only that is taken, a gateway was
+        killed and what it had begun runs on: that comes to its end first."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / f"{stack}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with self._file(f"{stack}.lock") as ours, self._file(f"{stack}.running") as running:
+            if not _locked(ours):
+                raise EngineRefused(f"stack {stack!r} is being changed already", retryable=True)
+            for _ in range(int(ORPHAN_WITHIN / LOOK_EVERY)):
+                if _locked(running):
+                    break
+                await asyncio.sleep(LOOK_EVERY)
+            else:
+                raise EngineRefused(
+                    f"docker compose of a gateway that was killed still changes stack {stack!r}", retryable=True
+                )
+            self._holds = (running,)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise EngineRefused(f"stack {stack!r} is being changed already", retryable=True) from None
-            yield
+                yield
+            finally:
+                self._holds = ()
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[int]:
+        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -142,7 +162,7 @@ class EngineStacks(EngineDocker):
         place = self._places.get(stack)
         if place is None:
             place = self._places[stack] = self._stack.enter_context(workplace(self._folder / stack))
-        return Compose(stack, self._engine, place, folder or place)
+        return Compose(stack, self._engine, place, folder or place, self._holds)
 
     async def volumes(self) -> Sequence[Json]:
         rows: list[Json] = (await self._ask("GET", "/volumes")).get("Volumes") or []
@@ -189,6 +209,14 @@ class EngineStacks(EngineDocker):
             error.message = self._redactor.text(error.message)
             error.details = self._redactor.value(error.details)
             raise
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def judged(

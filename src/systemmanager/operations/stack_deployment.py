@@ -6,7 +6,7 @@ and deadline included, brings back what ran before.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from systemmanager.errors import CommandFailed, EngineRefused, GatewayError, NotFound, RollbackFailed, RolledBack
 from systemmanager.operations import stack_health
@@ -23,6 +23,9 @@ from systemmanager.operations.stack_health import ServiceState
 from systemmanager.operations.uncut import insist, to_the_end
 from systemmanager.ports import Json, Result
 from systemmanager.stacks import Judged, Stacks
+
+_BEFORE = "before"
+"""What a job keeps: the containers as they were."""
 
 
 class StackDeployment(Result):
@@ -83,10 +86,11 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
     await check_names(stacks, wanted, own)
     difference = await deployment_difference(stacks, wanted)
     states = await states_of(stacks, stack)
-    if difference.nothing and own and not any(one.problem or one.state != "running" for one in states):
+    begun = stacks.following is not None and _BEFORE in stacks.following.kept  # up perhaps, and not proved
+    if difference.nothing and own and not begun and not any(one.problem or one.state != "running" for one in states):
         await stacks.keep(wanted, given)
         return StackDeployment(changed=False, difference=difference)
-    back = await _way_back(stacks, stack, own, given)
+    back = await _way_back(stacks, stack, _as_begun(stacks, own), given)
     await _images(stacks, wanted)
     before = {one.id: (await stacks.inspect(one.id)).get("RestartCount", 0) for one in own}
     wanted = stacks.adjusted(wanted, commits=await _kept_commits(stacks, own, wanted))
@@ -98,6 +102,16 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
             raise (await stack_health.culprit(stacks, stack)) or error from error
         await stacks.keep(wanted, given)
     return StackDeployment(changed=True, difference=difference)
+
+
+def _as_begun(stacks: Stacks, own: list[Member]) -> list[Member]:
+    """The stack's containers before this job touched any: those are the way back, also for the next process."""
+    following = stacks.following
+    if following is None:
+        return own
+    if _BEFORE not in following.kept:
+        following.keep(_BEFORE, [asdict(one) for one in own])
+    return [Member(**one) for one in following.kept[_BEFORE]]
 
 
 def _expected(wanted: Judged) -> list[str]:

@@ -135,7 +135,7 @@ async def plan_removal(stacks: Stacks, stack_name: StackName, remove_volumes: bo
     capability="stack:deploy",
     risk=Risk.CRITICAL,
     timeout=900,
-    job="again",
+    job="steps",
     roles={"repo": "repo_url"},
     open_world=True,
     plan=plan_deployment,
@@ -159,7 +159,7 @@ async def deploy_stack(
     capability="stack:deploy",
     risk=Risk.CRITICAL,
     timeout=900,
-    job="again",
+    job="steps",
     open_world=True,
     plan=plan_update,
 )
