@@ -124,11 +124,12 @@ case $action in
   rollback | status) ;;
   *) usage ;;
 esac
+secret_name='^([A-Za-z_][A-Za-z0-9_-]*|git\.[A-Za-z0-9.-]+\.(token|key|ca))$'
 if [[ -n $secrets ]]; then
   [[ -d $secrets ]] || fail "$secrets is no folder"
   compgen -G "$secrets/*" >/dev/null || fail "$secrets is empty"
   for file in "$secrets"/*; do
-    [[ -f $file && ${file##*/} =~ ^[A-Za-z_][A-Za-z0-9_-]*$ ]] || fail "${file##*/} is no name of a secret"
+    [[ -f $file && ${file##*/} =~ $secret_name ]] || fail "${file##*/} is no name of a secret"
   done
 fi
 [[ -n $dry ]] || command -v pct >/dev/null || fail "there is no pct: run this on the Proxmox VE host"

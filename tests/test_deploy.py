@@ -158,6 +158,15 @@ def test_an_odd_file_among_the_secrets_stops_everything(host: Host) -> None:
     )
 
 
+def test_a_secret_for_git_is_named_by_its_host(host: Host) -> None:
+    create(host)
+    (Path(host.secrets) / "git.git.example.com.token").write_text("x")
+    host.deploy("secrets", "--containers", "101", "--secrets", host.secrets)
+    assert "/etc/credstore/systemmanager.git.git.example.com.token" in [
+        line[3] for line in host.done() if line[0] == "push"
+    ]
+
+
 def test_the_script_is_clean() -> None:
     need("shellcheck", None if shutil.which("shellcheck") else "shellcheck is not installed")
     done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
