@@ -113,6 +113,28 @@ def test_asking_and_the_approved_call_count_as_one(scene: Scene) -> None:
     run(work())
 
 
+def test_asking_again_and_again_for_the_same_yes_counts_each_time(scene: Scene) -> None:
+    async def work() -> None:
+        id = await scene.asked()
+        codes = [error(await scene.call(approval_id=id))["code"] for _ in range(5)]
+        assert codes == ["approval_required"] * 4 + ["rate_limited"]
+
+    run(work())
+
+
+def test_calls_that_are_approved_at_once_count_each_time(scene: Scene) -> None:
+    async def yes(requests: Any) -> str:
+        return "ann@example.com"
+
+    async def work() -> None:
+        for number in range(6):
+            given = {**PULL, "tag": f"2.{number}"}
+            reply = await scene.gateway.call(CLAUDE, "pull_docker_image", given, approve=yes)
+            assert codes(reply.as_dict()) == {"a": "ok" if number < 5 else "rate_limited"}
+
+    run(work())
+
+
 Change = Callable[[Scene], Awaitable[dict[str, Any]]]
 
 

@@ -152,6 +152,13 @@ def test_of_packages_from_the_simulation_with_versions() -> None:
     assert plan.preconditions["package curl"] == "7.1 -> 7.2" and plan.inverse is None and plan.no_inverse
 
 
+def test_where_no_update_is_known_of_the_plan_says_that_the_sources_are_asked_again() -> None:
+    nothing = "0 upgraded, 0 newly installed, 0 to remove and 0 not upgraded.\n"
+    shell: Any = FakeShell([RELEASE, {"argv": [*SIMULATE, "--with-new-pkgs", "upgrade"], "stdout": nothing}])
+    plan = run(plan_updates(shell))
+    assert plan.changes == [] and "asked again" in (plan.notes or [""])[0]
+
+
 def test_of_what_is_only_shown_nothing_would_change() -> None:
     shell: Any = FakeShell([])
     assert run(plan_install(shell, "curl")).changes == []

@@ -168,6 +168,10 @@ def test_a_login_after_many_that_failed_is_a_break_in_with_its_line() -> None:
     again = "Jan  1 00:00:01 web sshd[1]: message repeated 5 times: [ Failed password for root from 192.0.2.7 port 4]\n"
     repeated = diagnosed(again + again + f"Jan  1 00:00:09 web sshd[2]: {ENTERED}\n" + TRIED.format(9, "x", "::1") * 5)
     assert repeated.cause is not None and repeated.cause.cause.code == "break_in", repeated.causes
+    assert auth_log(ENTERED, tries=5).causes[0].cause.code == "break_in"
+    key = f"Jan  1 00:02:00 web sshd[4]: {ENTERED.replace('password', 'publickey')}\n"
+    both = diagnosed("".join(TRIED.format(n, "root", "192.0.2.7") for n in range(6)) + f"{ENTERED}\n{key}", Facts())
+    assert both.causes[0].confidence == 0.97, "what came later by a key does not hide it"
 
 
 @pytest.mark.parametrize(
@@ -175,14 +179,27 @@ def test_a_login_after_many_that_failed_is_a_break_in_with_its_line() -> None:
     [
         auth_log(ENTERED, address="192.0.2.8"),
         auth_log(ENTERED, tries=4),
+        diagnosed("GET /?q=Failed password for root from 192.0.2.7 port 4 HTTP/1.1\n" * 7 + ENTERED, Facts()),
         auth_log(f"Connection closed by invalid user {ENTERED} 192.0.2.7 port 4 [preauth]"),
         auth_log(f"Failed password for invalid user {ENTERED} from 192.0.2.7 port 4001 ssh2"),
         auth_log(ENTERED, user="invalid user a from 192.0.2.7 port 1", address="192.0.2.8"),
     ],
-    ids=["of another address", "of who mistyped", "a name alone", "a name that failed", "a name with an address"],
+    ids=[
+        "of another address",
+        "of who mistyped",
+        "what an app says",
+        "a name alone",
+        "a name that failed",
+        "a name with an address",
+    ],
 )
 def test_no_break_in_is_claimed_for(found: Diagnosis) -> None:
     assert "break_in" not in [one.cause.code for one in found.causes], found.causes
+
+
+def test_the_same_error_with_other_numbers_stands_in_the_timeline_once() -> None:
+    found = diagnosed("".join(TRIED.format(n, "root", f"192.0.2.{n}") for n in range(6)), Facts())
+    assert [row.line for row in found.timeline] == [1] and "from 192.0.2.0" in found.timeline[0].text
 
 
 def test_an_attack_stays_one_whatever_came_after_and_however_it_is_graded() -> None:
