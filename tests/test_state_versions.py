@@ -17,10 +17,12 @@ from systemmanager.audit.signing import Keys, Signer, new_key
 from systemmanager.audit.verify import Broken, verify
 from systemmanager.errors import ConfigError
 from systemmanager.freezing import NAME, NEWER, NOTHING, VERSION, change, read
+from systemmanager.jobs import store
 from systemmanager.server.app import approvals_of
 from systemmanager.server.auth.modes import ledger_of
 from systemmanager.settings import prepare_state
 from systemmanager.settings import read as read_settings
+from systemmanager.statefile import StateFile
 
 
 def written(path: Path, signer: Signer | None) -> None:
@@ -69,6 +71,18 @@ def test_a_database_of_a_newer_gateway_is_refused_and_left_alone(tmp_path: Path,
     with pytest.raises((ConfigError, sqlite3.Error, OSError), match="newer version of the gateway"):
         open_(state)
     assert path.read_bytes() == before
+
+
+def test_jobs_of_an_older_gateway_are_taken_over_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    with StateFile(path, (store._FIRST,)).transaction() as database:
+        database.execute(
+            "INSERT INTO job VALUES ('a', 'ann', 'pull_docker_image', '{}', '[\"web\"]', 'd', NULL, '{}', 'o', 'done', "
+            "10.0, 12.0, 1, '', 0)"
+        )
+    for _ in range(2):
+        row = store.JobStore(path).one("a")
+        assert row is not None and (row.targets, row.started, row.ended, row.changed) == (("web",), 10.0, 12.0, 12.0)
 
 
 def test_a_freeze_of_a_newer_gateway_freezes_all_until_somebody_says_otherwise(tmp_path: Path) -> None:
