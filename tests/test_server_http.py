@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from systemmanager.server import http as http_module
 from systemmanager.server.http import MAX_BODY
 from tests.serving import ACCEPT, BEARER, INITIALIZE, Served, http, served, token
 from tests.support import real_gateway, run, target
@@ -163,3 +164,24 @@ def test_a_bad_body_is_refused_without_a_word_of_the_inside(name: str, version: 
     answer = run(work())
     assert 400 <= answer.status_code < 500
     assert not any(word in answer.text for word in ("Traceback", "pydantic", ".py", "Exception", "site-packages"))
+
+
+@pytest.mark.parametrize("encoding", ["Content-Length: 5000", "Transfer-Encoding: chunked"])
+def test_a_body_that_drips_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setattr(http_module, "BODY_WITHIN", 0.3)
+    head = f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER['Authorization']}\r\n{encoding}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in ACCEPT.items())
+    piece = b"{" if "Length" in encoding else b"1\r\n{\r\n"
+
+    async def work() -> bytes:
+        async with http(tmp_path) as (there, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(there.origin.rpartition(":")[2]))
+            writer.write(f"{head}\r\n".encode())
+            answer, deadline = asyncio.ensure_future(reader.readline()), asyncio.get_running_loop().time() + 10
+            while not answer.done() and asyncio.get_running_loop().time() < deadline:
+                writer.write(piece)
+                await asyncio.wait((answer,), timeout=0.05)
+            writer.transport.abort()
+            return await answer
+
+    assert b" 408 " in run(work())

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from systemmanager import settings
 from systemmanager.errors import NotFound
 from systemmanager.server import app
 from systemmanager.server.auth import modes
@@ -159,6 +160,24 @@ def test_a_token_of_the_previous_key_is_accepted_and_none_is_signed_with_it() ->
     for keys, token in ((KEYS, new), (Keys(AUDIENCE, OTHER_SECRET), old)):
         with pytest.raises(BadToken, match="key that is not ours"):
             verify(keys, token)
+
+
+def test_the_previous_key_is_the_one_of_the_settings(tmp_path: Path) -> None:
+    given = {"SYSTEMMANAGER_STATE_DIR": str(tmp_path / "state"), "SYSTEMMANAGER_BASE_URL": AUDIENCE}
+
+    def keys(**more: str) -> Keys:
+        made = settings.read({**given, **more})
+        return modes.keys_of(made, settings.prepare_state(made))
+
+    first = keys(SYSTEMMANAGER_SHARED_SECRET=SECRET)
+    old, _ = mint(first, "agent", ["readonly"], 3600)
+    rotated = keys(SYSTEMMANAGER_SHARED_SECRET=OTHER_SECRET, SYSTEMMANAGER_SHARED_SECRET_PREVIOUS=SECRET)
+    assert verify(rotated, old).subject == "agent"
+    new, _ = mint(rotated, "agent", ["readonly"], 3600)
+    over = keys(SYSTEMMANAGER_SHARED_SECRET=OTHER_SECRET)
+    assert verify(over, new).subject == "agent"
+    with pytest.raises(BadToken, match="key that is not ours"):
+        verify(over, old)
 
 
 def test_gateways_that_share_their_secret_share_tokens_only_where_they_share_their_url() -> None:
