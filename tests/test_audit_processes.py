@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from structlog.testing import capture_logs
 
 from systemmanager.audit import log as log_module
 from systemmanager.audit.chain import Limits
@@ -23,6 +24,8 @@ from systemmanager.audit.verify import verify
 from systemmanager.errors import InvalidArguments, NameNotResolved
 from systemmanager.journal import Journal
 from systemmanager.ports import Output
+from systemmanager.server import app
+from systemmanager.settings import Settings
 from tests.support import run
 from tests.test_audit_verify import KEYS, SIGNER, log_at, made, record
 from tests.test_journal import RESTART, Machine, call, gateway
@@ -123,6 +126,20 @@ def test_open_intents_of_a_process_that_is_gone_end_as_unknown(tmp_path: Path) -
     ends = [(one["call_id"], one.get("target"), one["code"]) for one in query(path, phase="outcome")]
     assert ends == [("c3", None, "unknown"), ("c1", "b", "unknown"), ("c1", "a", "unknown"), ("c2", None, "ok")]
     verify(path, KEYS)
+
+
+def test_the_next_start_of_the_gateway_closes_them(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    crashed(path)
+    tmp_path.chmod(0o700)
+
+    async def work() -> None:
+        async with app.running(Settings.model_validate({"SYSTEMMANAGER_STATE_DIR": str(tmp_path)})):
+            ends = [one["code"] for one in query(path, phase="outcome")]
+            assert sorted(ends) == ["ok", "unknown", "unknown", "unknown"]
+
+    with capture_logs():
+        run(work())
 
 
 def test_open_intents_of_a_process_that_lives_stay_open(tmp_path: Path) -> None:
