@@ -17,6 +17,7 @@ from systemmanager import settings
 from systemmanager.approvals.answers import MOST_BYTES
 from systemmanager.approvals.webhook import SIGNATURE, TIMESTAMP, WINDOW, Webhook
 from systemmanager.errors import ConfigError
+from systemmanager.policy.demands import Approvals
 from systemmanager.server.auth import throttle
 from tests.fakes import codes
 from tests.serving import SECRET, served
@@ -80,6 +81,7 @@ def test_a_yes_lets_the_call_through_at_once(tmp_path: Path) -> None:
     (asked,) = receiver.asked
     assert asked["question"]["arguments"] == {"image_name": "nginx", "tag": "latest"}
     assert asked["callback"] == f"http://gateway/approvals/{asked['id']}"
+    assert asked["expires"] == scene.now + Approvals().lifetime and asked["question"]["subject"] == "claude"
     told = [one for one in records(tmp_path) if one["phase"] in ("intent", "event")]
     assert [one["tool"] for one in told] == ["approval ask", "approval yes", "approval use", "pull_docker_image"]
     assert told[-1]["approved_by"] == "ann@example.com" and told[1]["arguments"]["channel"] == "webhook"
