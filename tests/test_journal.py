@@ -1,5 +1,6 @@
 """What an audit log that can't be written means for calls, and in which order things happen."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,31 @@ def test_without_a_log_only_low_risk_reads_go_on(tmp_path: Path, machine: Machin
     log.rmdir() if log.is_dir() else log.unlink()
     assert "error" not in call(one, *RESTART) and "audit" not in one.degraded and len(machine.seen) > 1
     assert [one["phase"] for one in records(tmp_path)] == ["intent", "outcome"]
+
+
+def test_it_is_refused_within_a_second_and_resumes_by_itself_within_two(tmp_path: Path, machine: Machine) -> None:
+    """Nobody calls meanwhile: the gateway looks for itself whether it can write again."""
+    log, kept, one = tmp_path / "audit.jsonl", tmp_path / "kept", gateway(tmp_path, machine)
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        async with one.journal.open():
+            log.rename(kept)
+            log.symlink_to(tmp_path / "elsewhere")
+            began = loop.time()
+            reply = (await one.call(OPERATOR, RESTART[0], {"target": "web-01", **RESTART[1]})).as_dict()
+            assert reply["error"]["code"] == "audit_unavailable" and loop.time() < began + 1
+            log.unlink()
+            kept.rename(log)
+            began = loop.time()
+            while "audit" in one.degraded and loop.time() < began + 2:
+                await asyncio.sleep(0.01)
+            assert "audit" not in one.degraded and machine.seen == []
+        one.journal.log.close()
+
+    with capture_logs():
+        run(work())
+    assert [one["tool"] for one in records(tmp_path)] == ["start", "audit resumed", "stop"]
 
 
 def test_a_moderate_read_needs_the_log_too(tmp_path: Path, machine: Machine) -> None:
