@@ -15,6 +15,8 @@ from systemmanager.freezing import NAME, NOTHING, UNREADABLE, Freezer, Frozen, c
 from systemmanager.operation import CATALOGUE
 from systemmanager.policy.rules.freeze import freeze
 from systemmanager.request import Answer, Request
+from systemmanager.server import app
+from systemmanager.settings import Settings
 from tests.conftest import need
 from tests.fakes import Facts, ask, codes, fleet, phases
 from tests.serving import Served, serving
@@ -222,6 +224,20 @@ def test_a_command_that_runs_on_a_target_is_ended_with_its_call(tmp_path: Path) 
             assert codes((await asyncio.wait_for(call, 2)).as_dict()) == {"local": "frozen"}
             assert await asyncio.to_thread(pings, tmp_path) == []
             watching.cancel()
+
+    run(work())
+
+
+def test_a_gateway_that_runs_looks_for_itself(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with app.running(Settings.model_validate({"SYSTEMMANAGER_STATE_DIR": str(tmp_path / "state")})) as one:
+            with one.gateway.freezer.running(request("get_system_status", WEB, NOTHING)) as runs:
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(10) as runs.deadline:
+                        freezes(tmp_path / "state")
+                        await asyncio.Event().wait()
+                assert runs.stopped and time.monotonic() < began + 1
 
     run(work())
 
