@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp.shared.exceptions import MCPError
 from mcp_types import CreateMessageResult, TextContent
 
 from systemmanager import settings
@@ -211,6 +212,46 @@ def test_a_client_whose_model_invents_gets_the_engines_answer(tmp_path: Path, mo
 
     found = at_client(tmp_path, mode, sampling_handler=sample)
     assert set(causes(found)[:2]) == {FIRST, SECOND} and "was of no use" in found["ai"]
+
+
+def failing(how: str) -> Callable[..., Any]:
+    """The model at a client, as it is when it is of no use."""
+
+    async def sample(messages: Any, params: Any, context: Any) -> Any:
+        if how == "raises":
+            raise RuntimeError("the model is out")
+        if how == "declines":
+            raise MCPError(-1, "User rejected sampling request")
+        return CreateMessageResult(role="assistant", content=TextContent(type="text", text=""), model="mute")
+
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"), [*(("legacy", how) for how in ("raises", "declines", "says nothing")), ("auto", "says nothing")]
+)
+def test_a_client_whose_model_fails_gets_the_engines_answer(tmp_path: Path, mode: Era, how: str) -> None:
+    found = at_client(tmp_path, mode, sampling_handler=failing(how))
+    assert set(causes(found)[:2]) == {FIRST, SECOND} and "the engine's own answer" in found["ai"], found["ai"]
+
+
+@pytest.mark.parametrize("how", ["raises", "declines"])
+def test_a_client_that_ends_its_own_call_gets_the_answer_without_a_model(tmp_path: Path, how: str) -> None:
+    """In the new era a client that refuses makes the call no second time: nothing of it stays in the way of another."""
+
+    async def work() -> dict[str, Any]:
+        async with (
+            served(gateway_over(tmp_path)) as there,
+            there.client("auto", sampling_handler=failing(how)) as client,
+        ):
+            with pytest.raises(MCPError):
+                await client.call_tool(TOOL, {"name_or_id": "web"})
+            done = await client.call_tool(TOOL, {"name_or_id": "web", "use_ai": False})
+            data: dict[str, Any] = done.structured_content["results"][0]["data"]
+            return data
+
+    found = run(work())
+    assert set(causes(found)[:2]) == {FIRST, SECOND} and found["ai"] == "not used"
 
 
 def at_client(folder: Path, mode: Era, **fields: Any) -> dict[str, Any]:

@@ -45,6 +45,8 @@ GATEWAY = "/opt/gateway"
 UNITS = {
     "steady": "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n",
     "broken": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo the disk is gone; echo >&2 giving up; exit 7'\n",
+    "full": "[Service]\nType=oneshot\nExecStart=/bin/sh -c "
+    "'echo >&2 ERROR: could not write block 7: No space left on device; exit 7'\n",
     "short": "[Service]\nExecStart=/bin/sh -c 'sleep 0.7; echo no database; exit 9'\n",
     "looping": "[Service]\nExecStart=/bin/sh -c 'sleep 0.3; exit 9'\nRestart=always\nRestartSec=100ms\n"
     "StartLimitBurst=100\n",

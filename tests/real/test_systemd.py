@@ -52,6 +52,20 @@ def test_a_failed_unit_comes_with_its_last_words(tmp_path: Path, machine: Machin
     assert ("the disk is gone" in said and "giving up" in said) or user != "root", "a user may not read the journal"
 
 
+def test_the_root_cause_of_a_failed_unit_is_read_from_its_journal(tmp_path: Path, machine: Machine) -> None:
+    machine.ssh("systemctl restart sm-full || true")
+    data = ask(tmp_path, machine, "analyze_container_logs", name_or_id="unit:sm-full")["data"]
+    assert (data["source"], data["root_cause"]["cause"]) == ("sm-full.service", "disk_full"), data
+    assert data["root_cause"]["lines"] and data["errors"][0]["lines"] and data["errors"][0]["first_seen"], data
+    assert data["state"]["exit_code"] == 7, data["state"]
+    missing = ask(tmp_path, machine, "analyze_container_logs", name_or_id="unit:sm-none")
+    assert missing["error"]["code"] == "not_found", missing
+    machine.ssh("systemctl restart sm-steady")
+    well = ask(tmp_path, machine, "analyze_container_logs", name_or_id="unit:sm-steady")["data"]
+    assert "root_cause" not in well, well
+    machine.ssh("systemctl stop sm-steady")
+
+
 def test_a_signal_is_told_from_an_exit_status(tmp_path: Path, machine: Machine) -> None:
     machine.ssh("systemctl start sm-killed")
     data = ask(tmp_path, machine, "get_service_status", service_name="sm-killed")["data"]

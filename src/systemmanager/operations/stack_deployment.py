@@ -92,6 +92,7 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
         return StackDeployment(changed=False, difference=difference)
     back = await _way_back(stacks, stack, _as_begun(stacks, own), given)
     await _images(stacks, wanted)
+    difference = await deployment_difference(stacks, wanted)  # the images' digests are known by now
     before = {one.id: (await stacks.inspect(one.id)).get("RestartCount", 0) for one in own}
     wanted = stacks.adjusted(wanted, commits=await _kept_commits(stacks, own, wanted))
     async with _undone_on_failure(stacks, stack, back):

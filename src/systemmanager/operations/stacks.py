@@ -23,7 +23,7 @@ from systemmanager.operations.stack_deployment import (
     volumes_of,
 )
 from systemmanager.operations.stack_health import ServiceState
-from systemmanager.operations.stack_plans import deployment_plan, removal_plan
+from systemmanager.operations.stack_plans import deployment_plan, removal_plan, with_digests
 from systemmanager.params import Branch, ComposeFile, EnvVars, RepoUrl, StackName
 from systemmanager.plan import Plan
 from systemmanager.ports import Page, Result
@@ -214,4 +214,5 @@ async def _kept(stacks: Stacks, stack: str) -> Kept:
 async def _planned(stacks: Stacks, wanted: Judged) -> Plan:
     own = await own_containers(stacks, wanted.source.stack)
     await check_names(stacks, wanted, own)
-    return deployment_plan(await deployment_difference(stacks, wanted), own, wanted)
+    found = await with_digests(stacks, await deployment_difference(stacks, wanted), wanted)
+    return deployment_plan(found, own, wanted)
