@@ -48,7 +48,7 @@ def boxes() -> Iterator[Boxes]:
         for name, machine in machines.items():
             for version in ("1.0", "2.0"):
                 build(machine.folder, version)
-            machine.ssh(f"{ALIKE}; {UNLIKE.get(name, 'true')}")
+            machine.ssh(f"systemctl is-system-running --wait; {ALIKE}; {UNLIKE.get(name, 'true')}")
         (machines["box-03"].os_release).write_text('NAME="Debian"\nID="debian"\nPRETTY_NAME="Debian 7 (wheezy)"\n')
         limits = {"max_output_bytes": 4 * 1024 * 1024}
         targets = [machine.target(name, constraints=limits) for name, machine in machines.items()]

@@ -175,13 +175,21 @@ ADDRESS = bytes([100, 64, 0, 3])
 def through(socks: int) -> Any:
     """A port of this machine's whose connections go through a node's SOCKS server (RFC 1928) to the gateway's node."""
 
+    async def connected() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The way to the other node, once there is one."""
+        while True:
+            far_reader, far = await asyncio.open_connection(LOOPBACK, socks)
+            with suppress(asyncio.IncompleteReadError):
+                far.write(b"\x05\x01\x00")
+                await far_reader.readexactly(2)
+                far.write(b"\x05\x01\x00\x01" + ADDRESS + (8080).to_bytes(2, "big"))
+                if (await far_reader.readexactly(10))[1] == 0:
+                    return far_reader, far
+            far.transport.abort()
+            await asyncio.sleep(0.1)
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far = await asyncio.open_connection(LOOPBACK, socks)
-        far.write(b"\x05\x01\x00")
-        await far_reader.readexactly(2)
-        far.write(b"\x05\x01\x00\x01" + ADDRESS + (8080).to_bytes(2, "big"))
-        answer = await far_reader.readexactly(10)
-        assert answer[1] == 0, answer
+        far_reader, far = await connected()
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             while data := await source.read(65536):

@@ -21,6 +21,7 @@ MOST_SHOWN = 50
 """Differences of one kind that are shown of one target."""
 
 _WORD = re.compile(r"[^\w .:/+()~@,=*%\[\]-]", re.ASCII)
+_LOGIN = re.compile(r"user(-runtime-dir)?@\d+\.service")
 Items = dict[str, str]
 
 
@@ -172,13 +173,14 @@ async def _packages(shell: Shell) -> Items:
 
 
 async def _services(shell: Shell) -> Items:
-    """State now of every loaded service, and at boot of every installed one."""
+    """State now of every loaded service, and at boot of every installed one; those of logins come and go with us."""
     flags = ("--type=service", "--all", "--no-legend", "--no-pager", "--full", "--plain")
     units = (await systemctl(shell, "list-units", *flags)).stdout
     files = (await systemctl(shell, "list-unit-files", "--type=service", *flags[2:])).stdout
     boot = {line.split()[0]: line.split()[1] for line in files.splitlines() if len(line.split()) > 1}
     now = {line.split()[0]: line.split()[2] for line in units.splitlines() if len(line.split()) > 3}
-    return {name: ", ".join(filter(None, (now.get(name, "inactive"), boot.get(name)))) for name in boot | now}
+    names = [name for name in boot | now if not _LOGIN.fullmatch(name)]
+    return {name: ", ".join(filter(None, (now.get(name, "inactive"), boot.get(name)))) for name in names}
 
 
 async def _kernel(shell: Shell) -> Items:
