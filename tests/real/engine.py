@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -59,12 +60,18 @@ def until(condition: Callable[[], Any], seconds: float = 20.0, every: float = 0.
         time.sleep(every)
 
 
-def answers(socket: Path) -> bool:
-    if not socket.exists():
+def listens(path: Path) -> bool:
+    """Whether a connection is taken there; asked first, for docker's client leaves the socket of a refused one open."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
+def answers(path: Path) -> bool:
+    if not listens(path):
         return False
     client = None
     try:
-        client = APIClient(f"unix://{socket}", version="1.41", timeout=5)
+        client = APIClient(f"unix://{path}", version="1.41", timeout=5)
         return bool(client.ping())
     except (DockerException, OSError):
         return False

@@ -1,6 +1,7 @@
 """Engines that are missing, hang, go away or come back; TLS, right and wrong."""
 
 import asyncio
+import select
 import socket
 import ssl
 import threading
@@ -71,24 +72,26 @@ def listening(serve: Serve, path: Path | None = None, tls: ssl.SSLContext | None
 
 
 def relay(engine: Engine) -> Serve:
-    """Passes a connection on to the engine's socket."""
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
+    """Passes a connection on to the engine's socket, in one thread: OpenSSL lets no two use one TLS connection."""
 
     def serve(connection: socket.socket) -> None:
         with socket.socket(socket.AF_UNIX) as up:
             up.connect(engine.socket)
-            back = threading.Thread(target=pump, args=(up, connection))
-            back.start()
-            pump(connection, up)
-            back.join()
+            while ready := _readable(connection, up):
+                for source in ready:
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    (up if source is connection else connection).sendall(data)
 
     return serve
+
+
+def _readable(connection: socket.socket, up: socket.socket) -> list[socket.socket]:
+    """Which of the two have something to read or are at their end; waits for one."""
+    if isinstance(connection, ssl.SSLSocket) and connection.pending():
+        return [connection]
+    return select.select([connection, up], [], [])[0]
 
 
 def at(url: str, **connection: Any) -> Target:
