@@ -95,6 +95,24 @@ def test_a_waiting_call_is_decided_anew_when_something_happens(tmp_path: Path, n
     ], "one decision record"
 
 
+@pytest.mark.parametrize("asks_first", [False, True])
+def test_a_call_that_waited_for_its_yes_counts_once(tmp_path: Path, asks_first: bool) -> None:
+    """Five critical calls a minute: four that waited leave room for one more."""
+    scene = Scene(tmp_path)
+
+    async def work() -> None:
+        for number in range(4):
+            given = {**PULL, "tag": f"1.{number}", "approval_wait": 30}
+            if asks_first:
+                given["approval_id"] = error(await scene.call({**given, "approval_wait": 0}))["details"]["approval_id"]
+            call = asyncio.create_task(scene.call(given))
+            await _yes(scene, await pending(scene))
+            assert codes(await asyncio.wait_for(call, 5)) == {"a": "ok"}
+        assert [error(await scene.call())["code"] for _ in range(2)] == ["approval_required", "rate_limited"]
+
+    run(work())
+
+
 def test_nobody_answers_in_time(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     reply = run(scene.call(approval_wait=0.05))

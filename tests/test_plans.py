@@ -244,6 +244,18 @@ def test_of_many_who_apply_it_at_once_one_does(scene: Scene, monkeypatch: pytest
     assert set(found) <= {"ok", "not_found", "precondition_failed", "busy"}
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_made_up_approval_takes_no_call_back_from_the_rate(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    """Only a call that was counted when it asked is not counted again; this one needs nobody's yes."""
+    monkeypatch.setattr(sys.modules["systemmanager.policy.rules.rate"], "PER_MINUTE", dict.fromkeys(Risk, 4))
+    for _ in range(2):
+        scene.hosts["web-01"].active = "active"
+        assert only(scene.apply(scene.plan()["plan_id"], approval_id="0" * 16, dry_run=dry_run)) == "ok"
+    assert scene.plan()["decision"] == "deny"
+
+
 # --- The store -------------------------------------------------------------------------------------------------------
 
 

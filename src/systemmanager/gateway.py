@@ -146,10 +146,13 @@ class Gateway:
             """When a person has answered, all is decided anew: who calls, rights, targets, policy may have changed."""
             nonlocal entry
             call, requests, decisions = await once(arguments, approve, elicit)
+            came_back = call.shared.approval_id is not None
             if self.desk is not None and (more := await self.desk.awaited(call, decisions, told.say)):
                 entry = entry if still is None else replace(entry, principal=await still())
                 self._recent.take_back(principal.subject, requests[0].access.risk)
                 call, requests, decisions = await once({**arguments, **more})
+            if came_back and any(request.approval for request in requests):
+                self._recent.take_back(principal.subject, requests[0].access.risk)  # it was counted when it asked
             if self.jobs is None:
                 return call, requests, decisions
             return await self.jobs.begin(call, requests, decisions, arguments), requests, decisions
@@ -313,10 +316,7 @@ class Gateway:
                 return requests, held(decisions, moved)
         if planned is not None:
             requests = [replace(request, plan=planned.shown) for request in requests]
-        settled = await settle(self.desk, call, requests, decisions, judged, approve, elicit, self.planner.moved)
-        if call.shared.approval_id is not None and any(decision.permit is not None for decision in settled[1]):
-            self._recent.take_back(call.principal.subject, requests[0].access.risk)  # it was counted when it asked
-        return settled
+        return await settle(self.desk, call, requests, decisions, judged, approve, elicit, self.planner.moved)
 
     # --- 3: the policy question ---------------------------------------------------------------------------------------
 
