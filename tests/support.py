@@ -157,6 +157,9 @@ class FakeShell(Lasting):
     replies: list[dict[str, Any]]
     seen: list[tuple[str, ...]] = field(default_factory=list)
 
+    def is_root(self) -> bool:
+        return True
+
     async def run(
         self,
         *argv: str,

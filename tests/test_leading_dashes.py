@@ -36,6 +36,9 @@ class Recording(Lasting):
     def __init__(self, missing: frozenset[str]) -> None:
         self.missing, self.seen = missing, list[tuple[str, ...]]()
 
+    def is_root(self) -> bool:
+        return True
+
     async def run(self, *argv: str, env: Mapping[str, str] | None = None, **_: Any) -> Output:
         self.seen.append(argv)
         if argv[0] in self.missing:

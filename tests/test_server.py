@@ -17,8 +17,8 @@ from systemmanager.gateway import Gateway
 from systemmanager.operation import CATALOGUE
 from systemmanager.request import Principal
 from systemmanager.server.app import build
+from systemmanager.server.caller import Caller
 from systemmanager.server.prompts import QUESTIONS, from_step
-from systemmanager.server.tools import Caller
 from tests.serving import ERAS, Era
 from tests.specimen import specimen, stand_in
 from tests.support import OPERATOR, fake_gateway, principal, real_gateway, records, run, target

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import mcp_types as types
 import pytest
 from fastmcp import Client
@@ -14,12 +16,15 @@ from fastmcp.client.transports import StreamableHttpTransport
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
 from pydantic import Field
 
+from systemmanager import still
 from systemmanager.arguments import call_model
 from systemmanager.operation import CATALOGUE
+from systemmanager.server.auth.ledger import Ledger
+from systemmanager.server.auth.tokens import claims_of
 from systemmanager.server.tasks import EXTENSION, RELATED, lasts
-from tests.serving import token
+from tests.serving import ACCEPT, INITIALIZE, KEYS, token
 from tests.support import records, run
-from tests.tasking import PULL, Anything, Gateways, OfTask, about, ask, begin, call, client, refused, until
+from tests.tasking import PULL, Anything, Gateways, OfTask, OldClient, about, ask, begin, call, client, refused, until
 from tests.test_jobs import Engine
 
 MISSING, MISMATCH, NOT_FOUND, INVALID = -32021, -32020, -32601, -32602
@@ -144,6 +149,31 @@ def test_a_task_is_cancelled_as_its_job_is(tmp_path: Path, era: str) -> None:
     scene(tmp_path, work)
     told = [(one["tool"], one["phase"]) for one in records(tmp_path) if one["tool"] == "job_cancel"]
     assert told[:2] == [("job_cancel", "intent"), ("job_cancel", "outcome")]
+
+
+@pytest.mark.parametrize("seen_at", ["once", "the end"])
+def test_a_wait_for_a_task_is_over_with_the_credential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_at: str
+) -> None:
+    monkeypatch.setattr(still, "KNOWN_EVERY", 0.05 if seen_at == "once" else 600)
+    mine = token("admin", subject="ann")
+    bearing = {"Authorization": f"Bearer {mine}"}
+
+    async def work(made: Gateways) -> None:
+        async with made.one() as there, OldClient(there.url, bearing) as who, httpx.AsyncClient() as other:
+            id = (await begin(who, "old"))["taskId"]
+            waiting = asyncio.create_task(refused(who, about("tasks/result", id)))
+            assert not (await asyncio.wait([waiting], timeout=0.3))[0], "as long as the token counts"
+            Ledger(tmp_path / "tokens.sqlite").revoke(str(claims_of(KEYS, mine)["jti"]), time.time() + 3600)
+            while (await other.post(there.url, json=INITIALIZE, headers={**ACCEPT, **bearing})).status_code != 401:
+                await asyncio.sleep(0.05)
+            if seen_at == "the end":
+                assert not waiting.done()
+                made.engine.may_end.set()
+            assert (await asyncio.wait_for(waiting, 10)).data["code"] == "unauthenticated"
+            made.engine.may_end.set()
+
+    scene(tmp_path, work)
 
 
 @both

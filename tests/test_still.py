@@ -14,7 +14,7 @@ from fastmcp.client.elicitation import ElicitResult
 from fastmcp.client.transports import StreamableHttpTransport
 from mcp.shared.exceptions import MCPError
 
-from systemmanager.approvals import desk
+from systemmanager import still
 from systemmanager.approvals.webhook import Webhook
 from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals, Demand
@@ -226,7 +226,7 @@ def test_a_call_waits_no_longer_for_a_person_than_its_token_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither for the one at the client, who never says a word, nor for an answer that comes some other way."""
-    monkeypatch.setattr(desk, "KNOWN_EVERY", 0.05)
+    monkeypatch.setattr(still, "KNOWN_EVERY", 0.05)
 
     async def work(waits: dict[str, Any], *, thinks: bool) -> None:
         async with there(tmp_path / str(thinks)) as one:
@@ -254,7 +254,7 @@ def test_a_call_waits_no_longer_for_a_person_than_its_token_counts(
 
 
 def test_an_outage_of_the_issuer_ends_no_wait_for_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "KNOWN_EVERY", 0.05)
+    monkeypatch.setattr(still, "KNOWN_EVERY", 0.05)
 
     async def work() -> None:
         async with there(tmp_path) as one:

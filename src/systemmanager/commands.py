@@ -78,7 +78,7 @@ def stdio(given: Settings) -> None:
 async def _stdio(given: Settings) -> None:
     from systemmanager.server import app
     from systemmanager.server import stdio as server_stdio
-    from systemmanager.server.tools import Caller
+    from systemmanager.server.caller import Caller
 
     async with app.running(given) as running:
         server = running.server(Caller(app.operator, None))

@@ -29,7 +29,7 @@ from systemmanager.errors import (
 from systemmanager.fleet import GATEWAY, FleetView, gateway_target
 from systemmanager.freezing import Freezer
 from systemmanager.jobs.life import Jobs, Known
-from systemmanager.journal import Call, Entry, Journal, Still
+from systemmanager.journal import Call, Entry, Journal
 from systemmanager.load import MOST_CALLS, InFlight, Readers, Recent
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.plans.planner import APPLY, Planner
@@ -44,6 +44,7 @@ from systemmanager.request import NOT_FROZEN, Answer, Decision, Load, Principal,
 from systemmanager.rollout import carried_out
 from systemmanager.running import Opener, Runner
 from systemmanager.shaping import Reply, TargetReply
+from systemmanager.still import Still
 from systemmanager.target import Target
 from systemmanager.telling import Progress, Told
 from systemmanager.together import together
@@ -126,17 +127,15 @@ class Gateway:
         """Do one call and answer it. Never raises but for cancellation: every failure is in the Reply.
 
         `progress` is told after each target of many, and while the call waits for a person. `approve` is asked for the
-        requests that need a person's yes and answers who said it, or raises as `settle` says; `elicit` asks
-        whoever sits at the client, where policy.yaml allows that. `still` names the principal again, with the
-        rights of that moment, once the call has waited; it raises `Unauthenticated` for a credential that has ended.
+        requests that need a person's yes and answers who said it, or raises as `settle` says; `elicit` asks whoever
+        sits at the client, where policy.yaml allows that. `still` names the principal again once the call has waited.
         `sample` is the client's model, for where the gateway has none of its own. `later`: they come back for it all.
         """
         started, told = time.perf_counter(), Told(progress)
         entry = self._entry(principal, tool, arguments)
 
         async def once(raw: Mapping[str, Any], *asking: Any) -> Decided:
-            call = replace(self.begin(entry, tool, raw, started), still=still)
-            call = await self._planned(call)
+            call = await self._planned(replace(self.begin(entry, tool, raw, started), still=still))
             if later is not None:
                 call = replace(call, shared=call.shared.until(later, raw))
             targets = self.chosen(call.principal, call.operation, call.shared.targets, call.registry)
@@ -146,16 +145,15 @@ class Gateway:
             """When a person has answered, all is decided anew: who calls, rights, targets, policy may have changed."""
             nonlocal entry
             call, requests, decisions = await once(arguments, approve, elicit)
-            came_back = call.shared.approval_id is not None
             if self.desk is not None and (more := await self.desk.awaited(call, decisions, told.say)):
                 entry = entry if still is None else replace(entry, principal=await still())
                 self._recent.take_back(principal.subject, requests[0].access.risk)
                 call, requests, decisions = await once({**arguments, **more})
-            if came_back and any(request.approval for request in requests):
+            if arguments.get("approval_id") and any(request.approval for request in requests):
                 self._recent.take_back(principal.subject, requests[0].access.risk)  # it was counted when it asked
-            if self.jobs is None:
-                return call, requests, decisions
-            return await self.jobs.begin(call, requests, decisions, arguments), requests, decisions
+            if self.jobs is not None:
+                call = await self.jobs.begin(call, requests, decisions, arguments)
+            return call, requests, decisions
 
         async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
             replies = await carried_out(self, call, requests, decisions, told)

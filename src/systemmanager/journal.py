@@ -5,7 +5,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from systemmanager.registry import Registry
 from systemmanager.request import Decision, Principal, Request
 from systemmanager.settings import Settings, State
 from systemmanager.shaping import TargetReply
+from systemmanager.still import Still
 from systemmanager.tally import Tally
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ NOT_RUN = "nothing ran: the call ended before it came to this target"
 
 MOST_OF_A_TEXT = 300
 """Characters of a text in an event; an address or a reason is short."""
-
-Still = Callable[[], Awaitable[Principal]]
 
 log = structlog.get_logger("systemmanager")
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from systemmanager.operation import CATALOGUE
 from systemmanager.server.app import build
-from systemmanager.server.tools import Caller
+from systemmanager.server.caller import Caller
 from systemmanager.shaping import Reply, TargetReply
 from tests.support import OPERATOR, real_gateway, target
 from tests.test_cases import FOLDER, made_of

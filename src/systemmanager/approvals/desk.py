@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -20,6 +20,7 @@ from systemmanager.operation import Risk
 from systemmanager.policy.demands import Approvals
 from systemmanager.policy.verdicts import held
 from systemmanager.request import Answer, Decision, Request, Verdict
+from systemmanager.still import while_known
 
 Judge = Callable[[Request], Decision]
 Approve = Callable[[Sequence[Request]], Awaitable[str]]
@@ -28,7 +29,6 @@ Tell = Callable[[float, str], Awaitable[None]]
 Moved = Callable[[Call, Sequence[Request], str | None], Awaitable[Verdict | None]]
 Settled = tuple[list[Request], list[Decision]]
 
-T = TypeVar("T")
 
 if TYPE_CHECKING:
     from systemmanager.approvals.webhook import Webhook
@@ -38,9 +38,6 @@ LOOK = 0.5
 
 TELL_EVERY = 5.0
 """Seconds between two progress messages to whoever waits."""
-
-KNOWN_EVERY = 4.0
-"""Seconds between two looks at the credential of a call that waits for a person."""
 
 MOST_WAITING = 64
 MOST_WAITING_EACH = 8
@@ -175,7 +172,7 @@ class Desk:
         """Ask whoever sits at the client. They are on the side of who asks: never one of two people."""
         if asked.needed > 1 or not self.rules().elicits(Risk(asked.question["risk"])):
             return asked
-        said = await _while_known(call, elicit(asked))
+        said = await while_known(call.still, elicit(asked))
         if said is None:
             return await self.get(asked.id)
         try:
@@ -281,7 +278,7 @@ class Desk:
         id = str(details["approval_id"])
         if not details.get("given"):
             waits = call.shared.approval_wait
-            if not waits or not await _while_known(call, self._wait(call, id, tell)):
+            if not waits or not await while_known(call.still, self._wait(call, id, tell)):
                 return None
         return {"approval_id": id, "approval_wait": 0}
 
@@ -350,24 +347,6 @@ class Desk:
         if plan := asked.question.get("plan"):
             details["plan_id"] = plan["plan_id"]
         await self.journal.event(name, details, subject)
-
-
-async def _while_known(call: Call, wait: Coroutine[Any, Any, T]) -> T:
-    """What a wait for a person comes to. It is given up when the credential of the call ends before: raises
-    `Unauthenticated`. An outage of who verifies it ends nothing; that is asked once more when there is an answer."""
-    waiting = asyncio.ensure_future(wait)
-    try:
-        while not (await asyncio.wait((waiting,), timeout=KNOWN_EVERY))[0]:
-            try:
-                if call.still is not None:
-                    await call.still()
-            except Unauthenticated as error:
-                if not error.retryable:
-                    raise
-        return waiting.result()
-    finally:
-        waiting.cancel()
-        await asyncio.wait((waiting,))
 
 
 def _refused(error: GatewayError) -> Verdict:

@@ -6,6 +6,7 @@ One implementation over `run`, for every kind of Shell; `spool` says how the tar
 import asyncio
 import codecs
 import re
+from abc import abstractmethod
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from systemmanager.errors import CommandFailed, CommandMissing, ConnectionLost, 
 from systemmanager.executors import spool
 from systemmanager.executors.bounded import Collected, finished, tail, with_privilege
 from systemmanager.following import Following
-from systemmanager.ports import Output
+from systemmanager.ports import Output, Shell
 from systemmanager.request import Permit
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
@@ -69,33 +70,21 @@ class _Seen:
     cut: bool
 
 
-class Lasting:
-    """`detached`, `remember` and `forget` of a Shell."""
+class Lasting(Shell):
+    """A Shell's `detached`, `remember` and `forget`, over its `run`."""
 
     following: Following | None = None
     _permit: Permit
     _started = False
 
-    async def run(
-        self,
-        *argv: str,
-        privileged: bool = False,
-        check: bool = True,
-        partial: bool = False,
-        latest: bool = False,
-        stdin: str = "",
-        env: Mapping[str, str] | None = None,
-    ) -> Output:
-        raise NotImplementedError
+    @abstractmethod
+    def is_root(self) -> bool: ...  # whether programs run as root without sudo
 
     async def reconnect(self) -> None:
         """Be able to run commands again after the connection was lost. Raises `TargetError`."""
 
     async def anew(self) -> bool | None:
         return None
-
-    def is_root(self) -> bool:
-        raise NotImplementedError
 
     async def remember(self, name: str, read: Callable[[], Awaitable[Any]]) -> Any:
         """A value as an earlier run of the same job has read it, else as it is read now."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from systemmanager.operations.containers import container_name
 from systemmanager.ports import Json, Result
@@ -43,6 +43,11 @@ class StackDifference(Result):
     def nothing(self) -> bool:
         services = (self.services_added, self.services_changed, self.services_removed)
         return not any((*services, self.volumes_added, self.networks_added, self.networks_removed))
+
+    def of_images(self, digests: Mapping[str, str | None]) -> Self:
+        """The same with the images' digests by name."""
+        images = [one.model_copy(update={"digest": digests.get(one.image)}) for one in self.images]
+        return self.model_copy(update={"images": images})
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,12 +60,16 @@ async def deployment_difference(stacks: Stacks, wanted: Judged) -> StackDifferen
     """What deploying would change; changes nothing."""
     stack = wanted.source.stack
     own, kept = await own_containers(stacks, stack), await stacks.kept(stack)
-    images: dict[str, str | None] = {}
-    for service in wanted.digests:
-        name = image_of(wanted, service)
+    return difference(own, kept.config if kept and own else None, wanted, await _image_ids(stacks, wanted))
+
+
+async def _image_ids(stacks: Stacks, wanted: Judged) -> dict[str, str]:
+    """The id of each image that the engine has, by its name."""
+    found = {}
+    for name in {image_of(wanted, service) for service in wanted.digests}:
         with suppress(NotFound):
-            images[name] = (await stacks.inspect_image(name))["Id"]
-    return difference(own, kept.config if kept and own else None, wanted, images)
+            found[name] = (await stacks.inspect_image(name))["Id"]
+    return found
 
 
 # --- the change, and the way back ------------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
         return StackDeployment(changed=False, difference=difference)
     back = await _way_back(stacks, stack, _as_begun(stacks, own), given)
     await _images(stacks, wanted)
-    difference = await deployment_difference(stacks, wanted)  # the images' digests are known by now
+    difference = difference.of_images(await _image_ids(stacks, wanted))
     before = {one.id: (await stacks.inspect(one.id)).get("RestartCount", 0) for one in own}
     wanted = stacks.adjusted(wanted, commits=await _kept_commits(stacks, own, wanted))
     async with _undone_on_failure(stacks, stack, back):

@@ -37,6 +37,7 @@ from systemmanager.scopes import SCOPES
 from systemmanager.server import systemd
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, peer
 from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
+from systemmanager.server.caller import Caller
 from systemmanager.server.changes import Changes
 from systemmanager.server.guard import Guard, GuardedServer
 from systemmanager.server.listing import Listing
@@ -44,7 +45,7 @@ from systemmanager.server.own_files import of_gateway, of_targets
 from systemmanager.server.prompts import add_prompts
 from systemmanager.server.resources import add_resources
 from systemmanager.server.tasks import Tasks
-from systemmanager.server.tools import Caller, OperationTool
+from systemmanager.server.tools import OperationTool
 from systemmanager.settings import Settings, State, prepare_state
 
 if TYPE_CHECKING:

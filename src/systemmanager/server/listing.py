@@ -11,9 +11,10 @@ from fastmcp.utilities.versions import VersionSpec
 from systemmanager.fleet import Usable
 from systemmanager.gateway import Gateway
 from systemmanager.operation import CATALOGUE
+from systemmanager.server.caller import Caller
 from systemmanager.server.prompts import QUESTIONS, tools_of
 from systemmanager.server.resources import STATUS_NAME
-from systemmanager.server.tools import Caller, OperationTool
+from systemmanager.server.tools import OperationTool
 
 
 class Listing(Transform):

@@ -11,7 +11,7 @@ from mcp.shared.exceptions import MCPError
 from systemmanager.fleet import FleetView
 from systemmanager.gateway import Gateway
 from systemmanager.request import Principal
-from systemmanager.server.tools import Caller
+from systemmanager.server.caller import Caller
 from systemmanager.shaping import Reply, compact_json
 
 TARGETS = "systemmanager://targets"

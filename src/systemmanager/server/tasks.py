@@ -12,7 +12,7 @@ A task never waits for input: whatever has to be asked is asked before the job b
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -42,13 +42,15 @@ from pydantic import BaseModel, Field
 from systemmanager import shaping
 from systemmanager.arguments import Later, may_be_job
 from systemmanager.audit.record import timestamp
+from systemmanager.errors import Unauthenticated
 from systemmanager.gateway import Gateway
 from systemmanager.jobs.job import INTERRUPTED
 from systemmanager.jobs.store import KEPT, JobRow
 from systemmanager.operation import CATALOGUE, Operation
 from systemmanager.plans.planner import APPLY
-from systemmanager.request import Principal
+from systemmanager.server.caller import Caller
 from systemmanager.shaping import Reply
+from systemmanager.still import while_known
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 RELATED = "io.modelcontextprotocol/related-task"
@@ -106,7 +108,7 @@ class Tasks(ServerExtension):
 
     identifier = EXTENSION
 
-    def __init__(self, gateway: Gateway, caller: Callable[[], Principal]) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller) -> None:
         self._gateway, self._caller = gateway, caller
 
     def methods(self) -> Sequence[MethodBinding]:
@@ -187,14 +189,24 @@ class Tasks(ServerExtension):
 
     async def _result(self, ctx: Ctx, params: TaskParams) -> dict[str, Any]:
         """The answer of the call, once it is there."""
-        assert self._gateway.jobs is not None
         row: JobRow | None = await self._mine("job_status", params.task_id)
         if row is not None and row.ended is None:
-            row = await self._gateway.jobs.ended(row.id)
-            await self._mine("job_status", params.task_id)
+            row = await self._ended(row)
         if row is None:
             raise _unknown(params.task_id)
         return {**_answer(row, await self._reply(row)), "_meta": {RELATED: {"taskId": row.id}}}
+
+    async def _ended(self, row: JobRow) -> JobRow | None:
+        """A job as it ended. Raises `MCPError` for a caller whose credential ends before it."""
+        assert self._gateway.jobs is not None
+        try:
+            ended = await while_known(self._caller.still, self._gateway.jobs.ended(row.id))
+            if self._caller.still is not None:
+                await self._caller.still()
+        except Unauthenticated as error:
+            raise _fault(error.as_dict(), INVALID_REQUEST) from error
+        await self._mine("job_status", row.id)
+        return ended
 
     async def _list(self, ctx: Ctx, params: PaginatedRequestParams) -> dict[str, Any]:
         asked = {} if params.cursor is None else {"cursor": params.cursor}

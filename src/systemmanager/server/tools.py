@@ -1,8 +1,6 @@
 """Each operation as one MCP tool: schemas, annotations, and the way of a call into the gateway."""
 
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -13,25 +11,12 @@ from mcp_types import Tool as MCPTool
 from pydantic import PrivateAttr
 
 from systemmanager.gateway import Gateway
-from systemmanager.journal import Still
 from systemmanager.operation import Operation
-from systemmanager.request import Principal
+from systemmanager.server.caller import Caller
 from systemmanager.server.elicitation import AtClient
 from systemmanager.server.sampling import ModelAtClient
 from systemmanager.server.schemas import input_schema, output_schema
 from systemmanager.server.tasks import Tasks, lasts, wish_of
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Names who makes the call being served. `still` asks their credential once more, after the call has waited; None
-    where there is none that could end."""
-
-    now: Callable[[], Principal]
-    still: Still | None
-
-    def __call__(self) -> Principal:
-        return self.now()
 
 
 class OperationTool(Tool):
