@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from systemmanager.errors import CredentialExpired, Unauthenticated
 from systemmanager.freezing import Freezer, change
 from systemmanager.gateway import Gateway
 from systemmanager.jobs import taking
@@ -88,6 +89,38 @@ def test_what_was_read_meanwhile_and_the_rate_stop_no_wave(tmp_path: Path) -> No
 
     reply = run(fleet.gateway.call(ANN, "manage_service", {**RESTART, "strategy": {}}, progress=progress)).as_dict()
     assert reply["ok"] and len(fleet.begun) == 20
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (Unauthenticated("it is revoked"), "unauthenticated"),
+        (CredentialExpired("it has expired"), "ok"),
+        (Unauthenticated("nobody could say", retryable=True), "ok"),
+        (replace(ANN, grants=(Grant(frozenset({"system:read"})),)), "scope_missing"),
+        (ANN, "ok"),
+    ],
+    ids=["revoked", "expired", "outage", "narrowed", "as before"],
+)
+def test_what_happened_to_the_credential_counts_in_the_next_wave(
+    said: Unauthenticated | Principal, code: str, tmp_path: Path
+) -> None:
+    """Who took it back wants an end; one that was for an hour was enough for what began within it."""
+    fleet, asked = Fleet(tmp_path, policy=policy(RIGHTS)), list[int]()
+
+    async def still() -> Principal:
+        asked.append(len(fleet.begun))
+        if isinstance(said, Principal):
+            return said
+        raise said
+
+    reply = run(fleet.gateway.call(ANN, "manage_service", {**RESTART, "strategy": {}}, still=still)).as_dict()
+    if code == "ok":
+        assert reply["ok"] and asked == [1, 2, 10], "before each wave but the first"
+        return
+    assert fleet.begun == ["w-01"] and asked == [1]
+    assert codes(reply)["w-02"] == code and len(left(reply)) == 18
+    assert sorted(ended(fleet)) == sorted(["ok", code, *["not_started"] * 18]), "every intent has its end"
 
 
 def fleet_risk() -> Any:

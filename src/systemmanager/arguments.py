@@ -30,9 +30,10 @@ _STRATEGY = (
 )
 _APPROVAL = (ApprovalId | None, Field(default=None, description="Once given."))
 
-_JOB_WAIT = (float, Field(default=25, ge=0, le=300, description="Seconds until it goes on as a job."))
-_KEY = (Key | None, Field(default=None, description="Given again, the same job."))
+_JOB_WAIT = (float, Field(default=25, ge=0, le=300, description="Seconds, then a job."))
+_KEY = (Key | None, Field(default=None))
 
+OF_JOBS = frozenset({"wait", "idempotency_key"})
 MOST_PROBLEMS = 10
 
 
@@ -47,7 +48,8 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The shared parameters. `targets` is None when the call names none; `always_job` is no parameter."""
+    """The shared parameters. `targets` is None when the call names none; `always_job` is no parameter: who says how
+    long they wait, or under which key, gets a job for every tool that takes these."""
 
     targets: tuple[str, ...] | None
     format: Format
@@ -61,7 +63,9 @@ class Shared:
 
     def until(self, later: Later, raw: Mapping[str, Any]) -> "Shared":
         """These of a call whose caller comes back for the answer."""
-        return replace(self, wait=self.wait if "wait" in raw else later.wait, always_job=later.always)
+        return replace(
+            self, wait=self.wait if "wait" in raw else later.wait, always_job=later.always or self.always_job
+        )
 
     @property
     def planned(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def call_model(operation: Operation) -> type[BaseModel]:
         shared |= {"strategy": _STRATEGY}
     if operation.mutates or any(_may_ask(form) for form in operation.every_form):
         shared |= {"approval_id": _APPROVAL, "approval_wait": _WAIT}
-    if operation.job:
+    if operation.job or "strategy" in shared:
         shared |= {"wait": _JOB_WAIT, "idempotency_key": _KEY}
     return create_model(operation.arguments.__name__, __base__=operation.arguments, **shared)
 
@@ -120,7 +124,8 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
     chosen = None if named == [None] else tuple(str(one) for one in named)
     optional = ("approval_id", "approval_wait", "strategy", "wait", "idempotency_key")
     rest = {name: getattr(values, name) for name in optional if hasattr(values, name) and name not in own}
-    return own, Shared(chosen, getattr(values, "format", "json"), getattr(values, "dry_run", False), **rest)
+    dry_run, job = getattr(values, "dry_run", False), not values.model_fields_set.isdisjoint(OF_JOBS - own.keys())
+    return own, Shared(chosen, getattr(values, "format", "json"), dry_run, always_job=job and not dry_run, **rest)
 
 
 def _problems(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> list[str]:

@@ -11,6 +11,7 @@
     │   ├── IdempotencyConflict idempotency_conflict  the key stands for another call
     │   ├── JobsUnavailable    jobs_unavailable     what has to survive can't be written down
     │   ├── Unauthenticated    unauthenticated      the credential ended, or nobody could say, while the call waited
+    │   │   └── CredentialExpired unauthenticated   as it was to, by its own time
     │   ├── AuditUnavailable   audit_unavailable    no audit, no effect
     │   └── PlansUnavailable   plans_unavailable    plans can't be kept or looked up
     └── TargetError                                 one target of the call could not
@@ -142,6 +143,10 @@ class TooManySessions(CallError):
 class Unauthenticated(CallError):
     code = "unauthenticated"
     hint_default = "Call again with a credential that counts; an approval that was given is not used up."
+
+
+class CredentialExpired(Unauthenticated):
+    """Nobody took it back: it was for so long."""
 
 
 class IdempotencyConflict(CallError):

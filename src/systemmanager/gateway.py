@@ -276,6 +276,7 @@ class Gateway:
         how = call.shared
         asked: dict[str, Any] = {"format": how.format, "dry_run": how.dry_run}
         asked |= {"approval_id": how.approval_id, "approval_wait": how.approval_wait}
+        asked |= {name: value for name, value in call.arguments.items() if name == "wait" and value is not None}
         operation = CATALOGUE[kept.tool]
         arguments, shared = validate(operation, {**kept.arguments, **asked})
         entry = self._entry(call.principal, kept.tool, kept.arguments)

@@ -1,19 +1,21 @@
 """Deciding again what goes on for long: the next wave, and a job whose gateway was stopped.
 
 What was asked and the yes that was given stay; policy, targets, freezes and who holds what are those of now. A job
-outlives the credential that it came with, so that one is not asked for again.
+outlives a credential that expires, and an outage of who verifies it; one that was taken back ends what has not begun.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from systemmanager.errors import Unauthenticated
 from systemmanager.journal import Call
 from systemmanager.policy.gate import decide
 from systemmanager.policy.grants import common
-from systemmanager.policy.verdicts import deny
+from systemmanager.policy.verdicts import against, deny
 from systemmanager.policyfile import Policy
 from systemmanager.request import Decision, Load, Principal, Request
+from systemmanager.still import taken_back
 
 if TYPE_CHECKING:
     from systemmanager.gateway import Gateway
@@ -30,13 +32,28 @@ def still_held(principal: Principal, policy: Policy) -> Principal:
     return replace(principal, grants=common(principal.grants, now))
 
 
-def decided_again(gateway: "Gateway", call: Call, pairs: Sequence[Pair]) -> list[Pair]:
+async def caller_now(call: Call, policy: Policy) -> Principal:
+    """Who asked for a job, as they are now. Raises `Unauthenticated` for a credential that was taken back."""
+    if call.still is not None:
+        try:
+            return await call.still()
+        except Unauthenticated as error:
+            if taken_back(error):
+                raise
+    return still_held(call.principal, policy)
+
+
+async def decided_again(gateway: "Gateway", call: Call, pairs: Sequence[Pair]) -> list[Pair]:
     """Requests that were permitted once, as the gate sees them now. A target that is gone is no target.
 
     Neither the rate nor what was read since counts again: the call was counted, and its own answers are untrusted text.
     """
     policy, registry = gateway.policy, gateway.registry
-    principal = still_held(call.principal, policy)
+    try:
+        principal = await caller_now(call, policy)
+    except Unauthenticated as error:
+        ended = deny("credential", error.message, error.code, error.hint)
+        return [(one, against(decision, ended) if decision.permit else decision) for one, decision in pairs]
     now = replace(call, entry=replace(call.entry, principal=principal), policy=policy, registry=registry)
     there = [registry.targets[before.target.id] for before, _ in pairs if before.target.id in registry.targets]
     asked = gateway.requests(principal, call.operation, call.arguments, there, registry, call=now)

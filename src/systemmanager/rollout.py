@@ -49,7 +49,7 @@ async def _rolled_out(
     async def run(number: int, ids: Sequence[str]) -> list[TargetReply]:
         chosen = [by_id[id] for id in ids]
         if number > 1:
-            chosen = decided_again(gateway, call, chosen)
+            chosen = await decided_again(gateway, call, chosen)
             by_id.update({request.target.id: (request, decision) for request, decision in chosen})
         if number > 1 and call.applies is not None:
             moved = await gateway.planner.moved_on(call, [request for request, _ in chosen])

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from systemmanager.errors import DeadlineExceeded, Denied, GatewayError, InternalError
+from systemmanager.errors import DeadlineExceeded, Denied, GatewayError, InternalError, Unauthenticated
 from systemmanager.fencing import Places, fence, fence_error, places, present
 from systemmanager.fleet import gateway_target
 from systemmanager.freezing import Freezer, Run
@@ -26,6 +26,7 @@ from systemmanager.ports import Result
 from systemmanager.refusal import failure, refusal
 from systemmanager.request import Decision, Permit, Principal, Request
 from systemmanager.shaping import TargetReply
+from systemmanager.still import taken_back
 from systemmanager.telling import Told
 
 Opener = Callable[[Permit, str], AbstractAsyncContextManager[Any]]
@@ -202,11 +203,16 @@ class Runner:
 
 async def _still_allowed(call: Call, request: Request) -> None:
     """Decide a call again that has waited for its turn: by the credential and the grants of now. Raises `Denied`, and
-    `Unauthenticated`. A job is the gateway's own once it has begun: it outlives the credential that it came with, and
+    `Unauthenticated`. A job outlives a credential that expires; what it has begun somewhere goes on in any case, and
     is ended by `job_cancel` or a freeze."""
-    if call.still is None or call.job is not None:
+    if call.still is None:
         return
-    now = await call.still()
+    try:
+        now = await call.still()
+    except Unauthenticated as error:
+        if call.job is None or taken_back(error):
+            raise
+        return
     registry, id = call.registry, request.target.id
     granted = now.grants if request.own else tuple(one for one in now.grants if id in registry.granted(one))
     decision = decide(replace(request, principal=now, granted=granted))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from systemmanager.errors import Unauthenticated
+from systemmanager.errors import CredentialExpired, Unauthenticated
 from systemmanager.request import Principal
 
 KNOWN_EVERY = 4.0
@@ -14,6 +14,11 @@ Still = Callable[[], Awaitable[Principal]]
 """Asks a call's credential once more. Raises `Unauthenticated`."""
 
 T = TypeVar("T")
+
+
+def taken_back(error: Unauthenticated) -> bool:
+    """Whether somebody wants an end: the credential did not just expire, and who verifies it could be asked."""
+    return not (error.retryable or isinstance(error, CredentialExpired))
 
 
 async def while_known(still: Still | None, wait: Coroutine[Any, Any, T]) -> T:

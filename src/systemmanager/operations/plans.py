@@ -9,6 +9,7 @@ from systemmanager.operation import Risk, operation
 from systemmanager.ports import Fleet, Result
 from systemmanager.scopes import CHANGING
 
+Wait = Annotated[float, Field(ge=0, le=300, description="Seconds, then a job.")]
 PlanId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Field(description="From a dry_run.")]
 GONE = "there is no such plan: it was carried out, is older than 30 minutes, or is not yours"
 
@@ -23,7 +24,7 @@ class Applied(Result):
     approval=False,
     idempotent=False,
 )
-async def apply_plan(fleet: Fleet, plan_id: PlanId) -> Applied:
+async def apply_plan(fleet: Fleet, plan_id: PlanId, wait: Wait | None = None) -> Applied:
     """Carry out what a dry_run planned, once, within 30 minutes, if all is still as it was then; otherwise nothing
     runs."""
     # The gateway puts the planned call in the place of this one before it decides. There was none.

@@ -21,7 +21,7 @@ from systemmanager.advising import Model
 from systemmanager.approvals import operators
 from systemmanager.approvals.desk import Desk
 from systemmanager.approvals.store import ApprovalStore
-from systemmanager.errors import ConfigError, Problem, Unauthenticated
+from systemmanager.errors import ConfigError, CredentialExpired, Problem, Unauthenticated
 from systemmanager.executors import Executors, Surroundings, compose
 from systemmanager.executors.own_files import OwnFiles
 from systemmanager.freezing import Freezer
@@ -36,7 +36,8 @@ from systemmanager.request import Grant, Principal
 from systemmanager.scopes import SCOPES
 from systemmanager.server import systemd
 from systemmanager.server.auth.authentication import Authentication, GatewayAccess, peer
-from systemmanager.server.auth.identity import Refused, Unavailable, principal_of
+from systemmanager.server.auth.identity import Expired, Refused, Unavailable, principal_of
+from systemmanager.server.auth.throttle import Throttled
 from systemmanager.server.caller import Caller
 from systemmanager.server.changes import Changes
 from systemmanager.server.guard import Guard, GuardedServer
@@ -86,11 +87,13 @@ def caller_of(gateway: Gateway, authentication: Authentication) -> Caller:
         scope = get_http_request().scope
         try:
             identity = await authentication.again(scope)
+        except Expired as expired:
+            raise CredentialExpired("the credential of this call expired while it waited") from expired
         except Refused as refused:
             gateway.journal.refused_credential(peer(scope), f"after a wait: {refused}")
             raise Unauthenticated(
-                "the credential of this call could not be verified again after it had waited for an approval",
-                retryable=isinstance(refused, Unavailable),
+                "the credential of this call could not be verified again after it had waited",
+                retryable=isinstance(refused, Unavailable | Throttled),
             ) from refused
         return principal_of(identity, gateway.policy)
 

@@ -13,7 +13,7 @@ from fastmcp.server.auth import AccessToken
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.types import Scope
 
-from systemmanager.server.auth.identity import Identity, Missing, Refused, Unavailable
+from systemmanager.server.auth.identity import Expired, Identity, Missing, Refused, Unavailable
 from systemmanager.server.auth.ledger import Ledger
 from systemmanager.server.auth.resource import Resource
 from systemmanager.server.auth.throttle import Throttle, Throttled
@@ -135,9 +135,15 @@ class Authentication:
             return False
 
     async def again(self, scope: Scope) -> Identity:
-        """Who makes a request that was let in a while ago. Raises `Refused`, also for another caller than then."""
-        then, now = (user.access_token for user in (scope["user"], await self.user(scope)))
-        assert isinstance(then, GatewayAccess) and isinstance(now, GatewayAccess)
+        """Who makes a request that was let in a while ago. Raises `Refused`, also for another caller than then, and
+        `Expired` where nobody took the credential back before its end."""
+        then = scope["user"].access_token
+        assert isinstance(then, GatewayAccess)
+        if (ends := then.identity.expires_at) is not None and self.clock() >= ends:
+            self._check(then.identity)
+            raise Expired(f"the credential of {then.identity.subject!r} has expired")
+        now = (await self.user(scope)).access_token
+        assert isinstance(now, GatewayAccess)
         if (now.identity.subject, now.identity.kind) != (then.identity.subject, then.identity.kind):
             raise Refused(f"the credential of {then.identity.subject!r} is {now.identity.subject!r}'s by now")
         return now.identity

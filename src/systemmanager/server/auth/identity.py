@@ -15,6 +15,10 @@ class Missing(Refused):
     """No credential at all."""
 
 
+class Expired(Refused):
+    """It was good, for as long as it was for."""
+
+
 class Unavailable(Refused):
     """Whoever could verify the credential does not answer: it is refused, and may be good later."""
 

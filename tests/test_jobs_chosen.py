@@ -1,0 +1,84 @@
+"""Which calls are jobs: those in waves, those whose caller says how long they wait or under which key, and plans."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from systemmanager.gateway import Gateway
+from systemmanager.plans.planner import Planner
+from systemmanager.plans.store import PlanStore
+from tests import test_jobs
+from tests.support import run
+
+STATE = {"Status": "running", "Running": True, "ExitCode": 0}
+
+
+class Engine(test_jobs.Engine):
+    async def act(self, action: str, name: str) -> None:
+        self.begun.append(action)
+
+    async def inspect(self, name: str) -> dict[str, Any]:
+        return {"Id": "1" * 64, "Name": "/web", "State": STATE, "Config": {}, "Image": "sha256:1"}
+
+
+class Scene(test_jobs.Scene):
+    """With a container that can be restarted, and plans."""
+
+    def start(self) -> Gateway:
+        self.engine, gateway = Engine(), super().start()
+        gateway.planner = Planner(gateway.runner, PlanStore(self.folder / "plans.sqlite"))
+        return gateway
+
+    async def restarted(self, **more: Any) -> dict[str, Any]:
+        asked = {"action": "restart", "name_or_id": "web", "targets": ["a"]}
+        return await self.call("manage_container", **{**asked, **more})
+
+    async def listed(self) -> int:
+        return int((await self.data("list_jobs"))["total"])
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"wait": 0}, {"idempotency_key": "k1"}, {"wait": 0, "strategy": {}}])
+def test_a_restart_is_a_job_for_whoever_says_how_long_they_wait_or_under_which_key(
+    made: Scene, given: dict[str, Any]
+) -> None:
+    """Without that it is answered when it is done, and is on no list."""
+
+    async def work() -> None:
+        assert "job" not in await made.restarted() and await made.listed() == 0
+        first = await made.restarted(**given)
+        if given.get("wait") == 0:
+            assert first["job"]["state"] == "running" and first["results"] == []
+        await made.ended(first["call_id"])
+        assert "job" not in await made.restarted(**given, dry_run=True) and await made.listed() == 1
+        await made.jobs.leave()
+
+    run(work())
+
+
+def test_the_same_key_restarts_once(made: Scene) -> None:
+    async def work() -> None:
+        first, second = [await made.restarted(idempotency_key="k1", strategy={}) for _ in range(2)]
+        assert first["ok"] and first["call_id"] == second["call_id"] and made.engine.begun == ["restart"]
+        other = await made.restarted(idempotency_key="k1", strategy={}, action="stop")
+        assert other["error"]["code"] == "idempotency_conflict" and made.engine.begun == ["restart"]
+        await made.jobs.leave()
+
+    run(work())
+
+
+def test_a_plan_is_carried_out_as_a_job_for_as_long_as_its_caller_waits(made: Scene) -> None:
+    async def work() -> None:
+        planned = (await made.pull(dry_run=True))["results"][0]["data"]["plan_id"]
+        job = (await made.call("apply_plan", plan_id=planned, wait=0))["job"]
+        assert job["state"] == "running" and made.engine.ended == []
+        made.engine.may_end.set()
+        assert (await made.ended(job["id"]))["tool"] == "pull_docker_image"
+        await made.jobs.leave()
+
+    run(work())
