@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from systemmanager.operations.comparison import MOST_SHOWN, Compared, _reach, majority
+from systemmanager.operations.comparison import MOST_SHOWN, Compared, _of, _reach, majority
+from systemmanager.operations.package_tools import _DPKG_LIST
 from systemmanager.ports import Connection, Process
 from systemmanager.request import Permit
 from tests.fakes import STATUS, ask
@@ -13,7 +14,7 @@ from tests.support import FakeShell, fake_gateway, principal, target
 
 
 def compared(**items: dict[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    told, whole = Compared.across({id: Compared(total=len(one), items=one) for id, one in items.items()})
+    told, whole = Compared.across({id: _of(one) for id, one in items.items()})
     return {id: one.model_dump(exclude_none=True) for id, one in told.items()}, whole.model_dump()
 
 
@@ -25,8 +26,8 @@ def test_each_target_is_told_by_its_difference_from_the_majority() -> None:
     assert told["c"] == {
         "total": 2,
         "same": False,
-        "missing": {"curl": "8"},
-        "extra": {"telnetd": "0"},
+        "missing": [{"name": "curl", "most": "8"}],
+        "extra": [{"name": "telnetd", "here": "0"}],
         "other": [{"name": "nginx", "here": "1.1", "most": "1.2"}],
     }
     assert whole == {"compared": 3, "items": 2, "same": ["a", "b"], "different": ["c"]}
@@ -69,13 +70,34 @@ def test_users_are_compared_through_the_gateway(tmp_path: Path) -> None:
     reply = ask(gateway, {"targets": "*", "what": "users"}, "compare_targets")
     assert reply["across"] == {"compared": 3, "items": 2, "same": ["a", "b"], "different": ["c"]}
     (_, _, odd) = reply["results"]
-    assert odd["data"]["extra"] == {"toor": "uid 0, gid 0, /bin/sh"} and odd["data"]["missing"].keys() == {"ann"}
+    assert odd["data"]["extra"] == [{"name": "toor", "here": "uid 0, gid 0, /bin/sh"}]
+    assert [one["name"] for one in odd["data"]["missing"]] == ["ann"]
 
 
 def test_one_target_is_told_whole(tmp_path: Path) -> None:
     gateway = fake_gateway(tmp_path, shell, target("a", "ssh"))
     reply = ask(gateway, {"targets": "a", "what": "users"}, "compare_targets")
-    assert "across" not in reply and reply["results"][0]["data"]["items"].keys() == {"root", "ann"}
+    assert "across" not in reply and [one["name"] for one in reply["results"][0]["data"]["items"]] == ["root", "ann"]
+
+
+DPKG = {
+    "a": "dpkg\tamd64\t1.21\tii \npasswd\tamd64\t4.13\tii \nlibc6\tamd64\t2.36\tii \nlibc6\ti386\t2.36\tii \n",
+    "b": "dpkg\tarm64\t1.21\tii \npasswd\tarm64\t4.12\tii \nlibc6\tarm64\t2.36\tii \nadduser\tall\t3\tii \n",
+}
+
+
+def dpkg(permit: Permit, name: str) -> FakeShell:
+    listed = {"argv": [*_DPKG_LIST], "stdout": DPKG[permit.target.id]}
+    return FakeShell([{"argv": ["cat", "/etc/os-release"], "stdout": "ID=debian\n"}, listed])
+
+
+def test_packages_of_another_architecture_are_the_same_and_no_name_hides_its_version(tmp_path: Path) -> None:
+    gateway = fake_gateway(tmp_path, dpkg, target("a", "ssh"), target("b", "ssh"))
+    reply = ask(gateway, {"targets": "*", "what": "packages"}, "compare_targets")
+    first, second = (one["data"] for one in reply["results"])
+    assert first["extra"] == [{"name": "libc6:i386", "here": "2.36"}] and "missing" not in first
+    assert second["extra"] == [{"name": "adduser", "here": "3"}]
+    assert second["other"] == [{"name": "passwd", "here": "4.12", "most": "4.13"}]
 
 
 def test_what_a_target_lets_be_read_decides_by_kind(tmp_path: Path) -> None:
@@ -130,7 +152,7 @@ def test_one_target_keeps_its_own_ranking(tmp_path: Path) -> None:
 def test_what_listens_is_compared_by_port(tmp_path: Path) -> None:
     gateway = fake_gateway(tmp_path, busy, target("t1", "ssh"))
     reply = ask(gateway, {"targets": "t1", "what": "ports"}, "compare_targets")
-    assert reply["results"][0]["data"]["items"] == {"tcp/22": "all"}
+    assert reply["results"][0]["data"]["items"] == [{"name": "tcp/22", "here": "all"}]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ NAMES = frozenset(
     LogAnalysis.ai LogAnalysis.recommendations LogAnalysis.state LogAnalysis.summary OtherCause.cause
     PerformanceIssue.issue PerformanceIssue.sentence Related.container Related.cause Related.state
     LogAnalysis.statistics TimelineRow.time TimelineRow.source
-    Change.name Change.here Change.most Compared.items Compared.missing Compared.extra Majority.same
+    Item.name Item.here Item.most Majority.same
     Majority.different Consumer.target Consumer.user JobRow.job_id JobRow.tool JobRow.state JobRow.by JobRow.started
     JobRow.ended JobList.next JobStatus.job_id
     JobStatus.tool JobStatus.state JobStatus.by JobStatus.started JobStatus.ended JobStatus.arguments

@@ -63,8 +63,10 @@ class Line:
         first = asyncio.create_task(self.gateway.call(OPERATOR, "get_system_status", asked))
         await self.entered.wait()
         second = asyncio.create_task(self.gateway.call(READER, "get_system_status", asked, still=still))
+        while self.gateway.runner.slots.running("up") < 2:
+            await asyncio.sleep(0.01)
         since = time.monotonic()
-        while self.gateway.runner.slots.running("up") < 2 or time.monotonic() - since < running.ASKED_AGAIN_AFTER:
+        while time.monotonic() - since < running.ASKED_AGAIN_AFTER:
             await asyncio.sleep(0.01)
         if happens is not None:
             happens()

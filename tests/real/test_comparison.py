@@ -72,13 +72,13 @@ def others(data: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def test_packages(boxes: Boxes, tmp_path: Path) -> None:
     each = unlike(boxes, tmp_path, "packages")
-    assert [name.partition(":")[0] for name in each["box-02"]["missing"]] == ["createrepo-c"], each["box-02"]
-    assert others(each["box-03"]) == {"sm-app:all": ("1.0", "2.0")} and "missing" not in each["box-03"]
+    assert [one["name"] for one in each["box-02"]["missing"]] == ["createrepo-c"], each["box-02"]
+    assert others(each["box-03"]) == {"sm-app": ("1.0", "2.0")} and "missing" not in each["box-03"]
 
 
 def test_services(boxes: Boxes, tmp_path: Path) -> None:
     each = unlike(boxes, tmp_path, "services")
-    assert each["box-02"]["extra"] == {"miner.service": "active, static"}, each["box-02"]
+    assert each["box-02"]["extra"] == [{"name": "miner.service", "here": "active, static"}], each["box-02"]
     here, most = others(each["box-03"])["sm-steady.service"]
     assert (here, most) == ("active, disabled", "inactive, disabled")
 
@@ -93,13 +93,14 @@ def test_kernel(boxes: Boxes, tmp_path: Path) -> None:
 def test_users(boxes: Boxes, tmp_path: Path) -> None:
     each = unlike(boxes, tmp_path, "users")
     assert others(each["box-02"]) == {"ann": ("uid 1500, gid 1500, /bin/bash", "uid 1500, gid 1500, /bin/sh")}
-    assert each["box-03"]["extra"]["toor"].startswith("uid 0,") and each["box-03"]["missing"].keys() == {"ann"}
+    (toor,), (ann,) = each["box-03"]["extra"], each["box-03"]["missing"]
+    assert toor["name"] == "toor" and toor["here"].startswith("uid 0,") and ann["name"] == "ann"
 
 
 def test_ports(boxes: Boxes, tmp_path: Path) -> None:
     until(lambda: ":8099" in boxes.machines["box-02"].ssh("ss -ltn"), "it listens")
     each = unlike(boxes, tmp_path, "ports")
-    assert each["box-02"]["extra"] == {"tcp/8099": "all"} and each["box-03"]["same"], each
+    assert each["box-02"]["extra"] == [{"name": "tcp/8099", "here": "all"}] and each["box-03"]["same"], each
 
 
 def test_containers(engines: Engines, ssh_servers: SshServers, tmp_path: Path) -> None:
@@ -118,7 +119,8 @@ def test_containers(engines: Engines, ssh_servers: SshServers, tmp_path: Path) -
     gone.stop()
     each = unlike(Boxes({}, [*targets, gone.target("gone-01")]), tmp_path, "containers")
     runs = "systemmanager-test:1, running"
-    assert each["box-02"]["missing"] == {"db": runs} and each["box-02"]["extra"] == {"miner": runs}
+    assert each["box-02"]["missing"] == [{"name": "db", "most": runs}]
+    assert each["box-02"]["extra"] == [{"name": "miner", "here": runs}]
     assert others(each["box-03"]) == {"db": ("systemmanager-test:1, created", runs)}
 
 

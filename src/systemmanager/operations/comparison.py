@@ -25,10 +25,10 @@ _LOGIN = re.compile(r"user(-runtime-dir)?@\d+\.service")
 Items = dict[str, str]
 
 
-class Change(Result):
-    name: str
-    here: str
-    most: str
+class Item(Result):
+    name: str  # no key of an object: what a target calls `passwd` would be masked as one
+    here: str | None = None
+    most: str | None = None
 
 
 class Majority(Result):
@@ -44,18 +44,18 @@ class Compared(Together):
     """One target. `items` is what it has; of several targets only the differences from the majority are told."""
 
     total: int = Field(description="So many there are here.")
-    items: Items | None = Field(default=None, description="Of a single target: all of them.")
+    items: list[Item] | None = Field(default=None, description="Of a single target: all of them.")
     same: bool | None = Field(default=None, description="As the majority.")
-    missing: Items | None = Field(default=None, description="What most have and this one has not.")
-    extra: Items | None = Field(default=None, description="What this one has and most have not.")
-    other: list[Change] | None = Field(default=None, description="Here otherwise than on most.")
+    missing: list[Item] | None = Field(default=None, description="What most have and this one has not.")
+    extra: list[Item] | None = Field(default=None, description="What this one has and most have not.")
+    other: list[Item] | None = Field(default=None, description="Here otherwise than on most.")
     not_shown: int | None = Field(default=None, description="So many more differences there are.")
 
     Across: ClassVar = Majority
 
     @classmethod
     def across(cls, found: Mapping[str, "Compared"]) -> tuple[dict[str, "Compared"], Majority]:
-        items = {id: one.items or {} for id, one in found.items()}
+        items = {id: {item.name: item.here or "" for item in one.items or ()} for id, one in found.items()}
         most = majority(items)
         told = {id: differences(one, most) for id, one in items.items()}
         same = [id for id, one in told.items() if one.same]
@@ -79,10 +79,10 @@ def majority(found: Mapping[str, Items]) -> Items:
 
 def differences(items: Items, most: Items) -> Compared:
     """One target against the majority."""
-    missing = {name: value for name, value in most.items() if name not in items}
-    extra = {name: value for name, value in sorted(items.items()) if name not in most}
+    missing = [Item(name=name, most=value) for name, value in most.items() if name not in items]
+    extra = [Item(name=name, here=value) for name, value in sorted(items.items()) if name not in most]
     other = [
-        Change(name=name, here=items[name], most=value)
+        Item(name=name, here=items[name], most=value)
         for name, value in most.items()
         if name in items and items[name] != value
     ]
@@ -90,15 +90,11 @@ def differences(items: Items, most: Items) -> Compared:
     return Compared(
         total=len(items),
         same=not (missing or extra or other),
-        missing=_first(missing),
-        extra=_first(extra),
+        missing=missing[:MOST_SHOWN] or None,
+        extra=extra[:MOST_SHOWN] or None,
         other=other[:MOST_SHOWN] or None,
         not_shown=hidden or None,
     )
-
-
-def _first(items: Items) -> Items | None:
-    return dict(list(items.items())[:MOST_SHOWN]) or None
 
 
 @operation(
@@ -165,11 +161,14 @@ def _reach(address: str) -> str:
 def _of(items: Mapping[str, str]) -> Compared:
     """Names and values as words: nobody on a target can put more than that here."""
     shown = {_WORD.sub("?", name)[:200]: _WORD.sub("?", value)[:200] for name, value in items.items()}
-    return Compared(total=len(shown), items=shown)
+    return Compared(total=len(shown), items=[Item(name=name, here=value) for name, value in shown.items()])
 
 
 async def _packages(shell: Shell) -> Items:
-    return await (await package_tool(shell)).installed()
+    """Versions by name. The architecture is told only where it is not the machine's own: fleets are mixed."""
+    found = await (await package_tool(shell)).installed()
+    own = {name.rpartition(":")[2] for name in found if name.startswith(("dpkg:", "rpm:"))} | {"all", "noarch"}
+    return {name.rpartition(":")[0] if name.rpartition(":")[2] in own else name: found[name] for name in found}
 
 
 async def _services(shell: Shell) -> Items:
