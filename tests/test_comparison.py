@@ -26,9 +26,11 @@ def test_each_target_is_told_by_its_difference_from_the_majority() -> None:
     assert told["c"] == {
         "total": 2,
         "same": False,
-        "missing": [{"name": "curl", "most": "8"}],
-        "extra": [{"name": "telnetd", "here": "0"}],
-        "other": [{"name": "nginx", "here": "1.1", "most": "1.2"}],
+        "differences": [
+            {"name": "curl", "most": "8"},
+            {"name": "nginx", "here": "1.1", "most": "1.2"},
+            {"name": "telnetd", "here": "0"},
+        ],
     }
     assert whole == {"compared": 3, "items": 2, "same": ["a", "b"], "different": ["c"]}
 
@@ -50,7 +52,7 @@ def test_the_majority_is_more_than_half(found: list[dict[str, str]], most: dict[
 def test_more_differences_than_fit_are_counted() -> None:
     many = {f"p{number:04}": "1" for number in range(MOST_SHOWN + 7)}
     told, _ = compared(a=many, b=many, c={})
-    assert len(told["c"]["missing"]) == MOST_SHOWN and told["c"]["not_shown"] == 7
+    assert len(told["c"]["differences"]) == MOST_SHOWN and told["c"]["not_shown"] == 7
 
 
 PASSWD = {
@@ -70,8 +72,10 @@ def test_users_are_compared_through_the_gateway(tmp_path: Path) -> None:
     reply = ask(gateway, {"targets": "*", "what": "users"}, "compare_targets")
     assert reply["across"] == {"compared": 3, "items": 2, "same": ["a", "b"], "different": ["c"]}
     (_, _, odd) = reply["results"]
-    assert odd["data"]["extra"] == [{"name": "toor", "here": "uid 0, gid 0, /bin/sh"}]
-    assert [one["name"] for one in odd["data"]["missing"]] == ["ann"]
+    assert odd["data"]["differences"] == [
+        {"name": "ann", "most": "uid 1000, gid 1000, /bin/sh"},
+        {"name": "toor", "here": "uid 0, gid 0, /bin/sh"},
+    ]
 
 
 def test_one_target_is_told_whole(tmp_path: Path) -> None:
@@ -95,9 +99,11 @@ def test_packages_of_another_architecture_are_the_same_and_no_name_hides_its_ver
     gateway = fake_gateway(tmp_path, dpkg, target("a", "ssh"), target("b", "ssh"))
     reply = ask(gateway, {"targets": "*", "what": "packages"}, "compare_targets")
     first, second = (one["data"] for one in reply["results"])
-    assert first["extra"] == [{"name": "libc6:i386", "here": "2.36"}] and "missing" not in first
-    assert second["extra"] == [{"name": "adduser", "here": "3"}]
-    assert second["other"] == [{"name": "passwd", "here": "4.12", "most": "4.13"}]
+    assert first["differences"] == [{"name": "libc6:i386", "here": "2.36"}]
+    assert second["differences"] == [
+        {"name": "adduser", "here": "3"},
+        {"name": "passwd", "here": "4.12", "most": "4.13"},
+    ]
 
 
 def test_what_a_target_lets_be_read_decides_by_kind(tmp_path: Path) -> None:

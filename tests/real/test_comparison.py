@@ -66,19 +66,22 @@ def unlike(boxes: Boxes, folder: Path, what: str) -> dict[str, dict[str, Any]]:
     return each
 
 
-def others(data: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {one["name"]: (one["here"], one["most"]) for one in data.get("other", ())}
+def others(data: dict[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    """What is otherwise than on most: None where it is missing."""
+    return {one["name"]: (one.get("here"), one.get("most")) for one in data.get("differences", ())}
 
 
 def test_packages(boxes: Boxes, tmp_path: Path) -> None:
     each = unlike(boxes, tmp_path, "packages")
-    assert [one["name"] for one in each["box-02"]["missing"]] == ["createrepo-c"], each["box-02"]
-    assert others(each["box-03"]) == {"sm-app": ("1.0", "2.0")} and "missing" not in each["box-03"]
+    assert [name for name, (here, _) in others(each["box-02"]).items() if here is None] == ["createrepo-c"], each[
+        "box-02"
+    ]
+    assert others(each["box-03"]) == {"sm-app": ("1.0", "2.0")}
 
 
 def test_services(boxes: Boxes, tmp_path: Path) -> None:
     each = unlike(boxes, tmp_path, "services")
-    assert each["box-02"]["extra"] == [{"name": "miner.service", "here": "active, static"}], each["box-02"]
+    assert others(each["box-02"]) == {"miner.service": ("active, static", None)}, each["box-02"]
     here, most = others(each["box-03"])["sm-steady.service"]
     assert (here, most) == ("active, disabled", "inactive, disabled")
 
@@ -93,14 +96,14 @@ def test_kernel(boxes: Boxes, tmp_path: Path) -> None:
 def test_users(boxes: Boxes, tmp_path: Path) -> None:
     each = unlike(boxes, tmp_path, "users")
     assert others(each["box-02"]) == {"ann": ("uid 1500, gid 1500, /bin/bash", "uid 1500, gid 1500, /bin/sh")}
-    (toor,), (ann,) = each["box-03"]["extra"], each["box-03"]["missing"]
-    assert toor["name"] == "toor" and toor["here"].startswith("uid 0,") and ann["name"] == "ann"
+    (ann, most), (toor, here) = ((name, found) for name, found in others(each["box-03"]).items())
+    assert ann == "ann" and most[0] is None and toor == "toor" and str(here[0]).startswith("uid 0,") and here[1] is None
 
 
 def test_ports(boxes: Boxes, tmp_path: Path) -> None:
     until(lambda: ":8099" in boxes.machines["box-02"].ssh("ss -ltn"), "it listens")
     each = unlike(boxes, tmp_path, "ports")
-    assert each["box-02"]["extra"] == [{"name": "tcp/8099", "here": "all"}] and each["box-03"]["same"], each
+    assert others(each["box-02"]) == {"tcp/8099": ("all", None)} and each["box-03"]["same"], each
 
 
 def test_containers(engines: Engines, ssh_servers: SshServers, tmp_path: Path) -> None:
@@ -119,8 +122,7 @@ def test_containers(engines: Engines, ssh_servers: SshServers, tmp_path: Path) -
     gone.stop()
     each = unlike(Boxes({}, [*targets, gone.target("gone-01")]), tmp_path, "containers")
     runs = "systemmanager-test:1, running"
-    assert each["box-02"]["missing"] == [{"name": "db", "most": runs}]
-    assert each["box-02"]["extra"] == [{"name": "miner", "here": runs}]
+    assert others(each["box-02"]) == {"db": (None, runs), "miner": (runs, None)}
     assert others(each["box-03"]) == {"db": ("systemmanager-test:1, created", runs)}
 
 

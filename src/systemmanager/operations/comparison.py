@@ -18,7 +18,7 @@ from systemmanager.ports import Docker, Facts, Result, Shell
 What = Literal["packages", "services", "kernel", "containers", "ports", "users"]
 
 MOST_SHOWN = 50
-"""Differences of one kind that are shown of one target."""
+"""Differences that are shown of one target."""
 
 _WORD = re.compile(r"[^\w .:/+()~@,=*%\[\]-]", re.ASCII)
 _LOGIN = re.compile(r"user(-runtime-dir)?@\d+\.service")
@@ -46,9 +46,7 @@ class Compared(Together):
     total: int = Field(description="So many there are here.")
     items: list[Item] | None = Field(default=None, description="Of a single target: all of them.")
     same: bool | None = Field(default=None, description="As the majority.")
-    missing: list[Item] | None = Field(default=None, description="What most have and this one has not.")
-    extra: list[Item] | None = Field(default=None, description="What this one has and most have not.")
-    other: list[Item] | None = Field(default=None, description="Here otherwise than on most.")
+    differences: list[Item] | None = Field(default=None, description="Without `here`: missing. Without `most`: extra.")
     not_shown: int | None = Field(default=None, description="So many more differences there are.")
 
     Across: ClassVar = Majority
@@ -79,21 +77,16 @@ def majority(found: Mapping[str, Items]) -> Items:
 
 def differences(items: Items, most: Items) -> Compared:
     """One target against the majority."""
-    missing = [Item(name=name, most=value) for name, value in most.items() if name not in items]
-    extra = [Item(name=name, here=value) for name, value in sorted(items.items()) if name not in most]
     other = [
-        Item(name=name, here=items[name], most=value)
-        for name, value in most.items()
-        if name in items and items[name] != value
+        Item(name=name, here=items.get(name), most=most.get(name))
+        for name in sorted(items.keys() | most.keys())
+        if items.get(name) != most.get(name)
     ]
-    hidden = sum(max(0, len(one) - MOST_SHOWN) for one in (missing, extra, other))
     return Compared(
         total=len(items),
-        same=not (missing or extra or other),
-        missing=missing[:MOST_SHOWN] or None,
-        extra=extra[:MOST_SHOWN] or None,
-        other=other[:MOST_SHOWN] or None,
-        not_shown=hidden or None,
+        same=not other,
+        differences=other[:MOST_SHOWN] or None,
+        not_shown=max(0, len(other) - MOST_SHOWN) or None,
     )
 
 
