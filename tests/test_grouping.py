@@ -77,6 +77,12 @@ def test_failures_alike_are_one_with_their_names_left_out() -> None:
     assert sum("said no" in line for line in printed(reply)) == 2
 
 
+def test_a_failure_that_names_one_of_them_is_one() -> None:
+    moved = {"code": "precondition_failed", "message": "nothing ran: web-002 is another", "retryable": False}
+    body = json.loads(Reply("c", "apply_plan", [TargetReply(id, error=dict(moved)) for id in IDS]).text())
+    assert body["results"] == [{"targets": IDS, "error": moved}]
+
+
 def test_nothing_is_lost() -> None:
     """Common, differences and lacks give back each target's own answer."""
     others: dict[str, Any] = {f"web_{number:03}": {"tasks": number % 7, "pid": number} for number in range(1, 90)}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from systemmanager import journal
+from systemmanager.approvals.store import ApprovalStore
 from systemmanager.audit import chain
 from systemmanager.audit.log import AuditLog
 from systemmanager.audit.reading import newest_format
@@ -18,6 +19,8 @@ from systemmanager.audit.verify import Broken, verify
 from systemmanager.errors import ConfigError
 from systemmanager.freezing import NAME, NEWER, NOTHING, VERSION, change, read
 from systemmanager.jobs import store
+from systemmanager.plans.store import PlanStore
+from systemmanager.server import app
 from systemmanager.server.app import approvals_of
 from systemmanager.server.auth.modes import ledger_of
 from systemmanager.settings import prepare_state
@@ -70,6 +73,31 @@ def test_a_database_of_a_newer_gateway_is_refused_and_left_alone(tmp_path: Path,
     before = path.read_bytes()
     with pytest.raises((ConfigError, sqlite3.Error, OSError), match="newer version of the gateway"):
         open_(state)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "store", "remedy"),
+    [
+        ("jobs", store.JobStore, "look at its targets first"),
+        ("plans", PlanStore, "every plan has to be made anew"),
+        ("approvals", ApprovalStore, "every approval has to be asked for anew"),
+    ],
+)
+@pytest.mark.parametrize("how", ["another file", "torn"])
+def test_a_broken_database_is_named_with_what_to_do(
+    tmp_path: Path, name: str, store: Any, remedy: str, how: str
+) -> None:
+    state = prepare_state(read_settings({"SYSTEMMANAGER_STATE_DIR": str(tmp_path / "state")}))
+    path = state.folder / f"{name}.sqlite"
+    store(path)
+    whole = path.read_bytes()
+    path.write_bytes(b"x" * 3000 if how == "another file" else whole[:100] + b"\xff" * 3000 + whole[3100:])
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as raised:
+        app._stored(state, name, store)
+    said = raised.value.message
+    assert str(path) in said and "put it back from a backup, or move it away: " in said and remedy in said
     assert path.read_bytes() == before
 
 

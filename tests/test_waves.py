@@ -30,7 +30,6 @@ SIZES: list[tuple[str, int, list[int]]] = [
     ("5", 9, [5]),
     ("50%,1,100%", 4, [2, 2]),
     ("3,3,3", 4, [3]),
-    ("200%", 4, [4]),
 ]
 
 
@@ -51,13 +50,51 @@ def test_no_wave_is_empty_and_none_goes_beyond_its_step() -> None:
         assert set(itertools.accumulate(found)) <= {*reach} and len(found) <= len(steps)
 
 
-BAD = ["", "0", "0%", "1,", "-1", "1.5", "x", "1;2", ",".join(["1"] * 21), "100000%"]
+BAD = [
+    "",
+    "0",
+    "0%",
+    "1,",
+    "-1",
+    "1.5",
+    "x",
+    "1;2",
+    ",".join(["1"] * 21),
+    "100000",
+    "101%",
+    "500%",
+    0,
+    1.5,
+    True,
+    [],
+    None,
+]
 
 
-@pytest.mark.parametrize("given", [*({"batch": one} for one in BAD), {"pause": 601}, {"max_failures": -1}, {"x": 1}])
-def test_a_strategy_that_says_nothing_clear_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", BAD, ids=str)
+def test_a_batch_that_says_nothing_clear_is_refused_with_what_would(batch: Any, tmp_path: Path) -> None:
+    """500% is no 50%."""
+    given = {**RESTART, "strategy": {"batch": batch}}
+    error = run(Fleet(tmp_path).gateway.call(OPERATOR, "manage_service", given)).as_dict()["error"]
+    assert error["code"] == "invalid_arguments"
+    assert "strategy.batch" in error["message"] and "such as 1,10%,50%,100%" in error["message"]
+
+
+@pytest.mark.parametrize("given", [{"pause": 601}, {"max_failures": -1}, {"x": 1}, "canary", ["1"]], ids=str)
+def test_a_strategy_of_something_else_is_refused_by_its_name(given: Any, tmp_path: Path) -> None:
     reply = run(Fleet(tmp_path).gateway.call(OPERATOR, "manage_service", {**RESTART, "strategy": given})).as_dict()
     assert reply["error"]["code"] == "invalid_arguments"
+    named = f"strategy.{next(iter(given))}" if isinstance(given, dict) and given != {"x": 1} else "strategy"
+    assert named in reply["error"]["message"] or "'x'" in reply["error"]["message"]
+    assert "Strategy" not in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "batch", ["1, 10%, 50%, 100%", " 1 ,10 %,50%,100%", ["1", "10%", "50%", "100%"], [1, "10%", "50%", 100]]
+)
+def test_a_batch_may_be_written_with_spaces_or_as_a_list(batch: Any) -> None:
+    assert sizes(Strategy.model_validate({"batch": batch}).batch, 100) == [1, 9, 40, 50]
+    assert Strategy.model_validate({"batch": 7}).batch == "7"
 
 
 # --- Through the gateway ---------------------------------------------------------------------------------------------
@@ -177,16 +214,21 @@ def test_what_is_denied_is_in_no_wave_and_no_failure(tmp_path: Path) -> None:
 
 def test_each_wave_is_on_record_and_told(fleet: Fleet) -> None:
     told: list[str] = []
+    far: list[float] = []
 
     async def progress(done: float, total: int, message: str) -> None:
         told.append(message)
+        far.append(done)
+        assert total == 20
 
     fleet.call(progress=progress)
     begun = [one for one in records(fleet.folder) if one.get("tool") == "wave"]
     assert [one["arguments"]["wave"] for one in begun] == [1, 2, 3, 4] and begun[1]["arguments"]["targets"] == ["w-02"]
     assert [one for one in told if one.startswith("wave")] == [
-        f"wave {number} of 4: {size} targets" for number, size in enumerate([1, 1, 8, 10], 1)
+        f"wave {number} of 4: {size}"
+        for number, size in enumerate(["1 target", "1 target", "8 targets", "10 targets"], 1)
     ]
+    assert far == sorted(far) and far[-1] == 20, "each target counts, and none twice"
 
 
 def test_cancelled_in_a_pause_nothing_more_begins(fleet: Fleet) -> None:

@@ -156,6 +156,8 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in details["loc"] if not _is_branch(part)) or "arguments"
     if details["type"] == "missing":
         return f"{name} is missing"
+    if details["type"] == "model_type":
+        return f"{name} input should be an object"
     if details["type"] == "string_pattern_mismatch":
         return f"{name} is not of the form that it must have"
     message = details["msg"].removeprefix("Value error, ")

@@ -54,9 +54,10 @@ def grouped(results: Sequence["TargetReply"]) -> Grouped | None:
     if len(results) < FEWEST:
         return None
     common = _common(good)
+    failed = Counter(_text(one.error) for one in results)
     groups: dict[str, Group] = {}
     for one in results:
-        made = _group(one, common)
+        made = _group(one, common, alone=failed[_text(one.error)] == 1)
         shared = groups.setdefault(_key(made), made)
         if shared is not made:
             shared.targets += made.targets
@@ -81,10 +82,11 @@ def _common(good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _group(one: "TargetReply", common: Mapping[str, Any]) -> Group:
+def _group(one: "TargetReply", common: Mapping[str, Any], *, alone: bool) -> Group:
+    """`alone`: no other target failed in these very words."""
     if one.error is not None:
         text = _text(one.error)
-        shared = text.replace(one.target, HERE) if len(one.target) >= FEWEST else text
+        shared = text.replace(one.target, HERE) if alone and len(one.target) >= FEWEST else text
         return Group([one.target], error=json.loads(shared), untrusted=one.untrusted)
     data = one.data or {}
     differs = {name: value for name, value in data.items() if name not in common or common[name] != value}

@@ -67,7 +67,7 @@ async def _rolled_out(
         return await unwell_of(gateway, call, ids)
 
     async def begins(number: int, count: int, ids: Sequence[str]) -> str | None:
-        await told.say(told.done, f"wave {number} of {count}: {len(ids)} targets")
+        await told.say(told.done, f"wave {number} of {count}: {len(ids)} target{'s'[: len(ids) > 1]}")
         details = {"call_id": call.id, "tool": call.operation.name, "wave": number, "of": count, "targets": list(ids)}
         await gateway.journal.event("wave", details, call.principal.subject)
         return gateway.degraded.get("audit")

@@ -68,7 +68,7 @@ class Runner:
         self, call: Call, requests: list[Request], decisions: list[Decision], told: Told
     ) -> list[TargetReply]:
         pairs = list(zip(requests, decisions, strict=True))
-        if len(pairs) == 1:
+        if len(pairs) == 1 and told.total == 1:
             return [await self._on_target(call, *pairs[0])]
         told.total = max(told.total, len(pairs))
 

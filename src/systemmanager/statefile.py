@@ -18,9 +18,10 @@ class StateFile:
         alone."""
         self.path = path
         with self.transaction() as database:
+            database.execute("SELECT name FROM sqlite_master").fetchall()  # a torn file says so now, not in a call
             (found,) = database.execute("PRAGMA user_version").fetchone()
             if found > len(steps):
-                raise sqlite3.DatabaseError(f"{path} was written by a newer version of the gateway")
+                raise sqlite3.DatabaseError("it was written by a newer version of the gateway: start that one")
             for statement in (statement for step in steps[found:] for statement in step):
                 database.execute(statement)
             if found < len(steps):

@@ -1,11 +1,12 @@
 """Many targets in waves: a few first, the next ones only when those are well, and a stop that says what is left."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from systemmanager.errors import NotStarted
 from systemmanager.shaping import TargetReply
@@ -17,6 +18,20 @@ NOT_ASKED = frozenset({"capability_missing", "scope_missing", "target_not_grante
 """Codes with which a target's health can't be asked for by this caller: then what the tool answered counts alone."""
 
 
+_STEP = re.compile(r"[1-9][0-9]{0,4}|(?:[1-9][0-9]?|100)%")
+_BATCH = "must be up to 20 numbers or percents of the targets, such as 1,10%,50%,100%"
+MOST_STEPS = 20
+
+
+def _batch(given: Any) -> str:
+    """Steps by comma, a number, or a list of them."""
+    steps = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
+    found = ["".join(str(step).split()) for step in steps]
+    if not 1 <= len(found) <= MOST_STEPS or not all(map(_STEP.fullmatch, found)):
+        raise ValueError(_BATCH)
+    return ",".join(found)
+
+
 class Strategy(BaseModel):
     """How many targets are begun, wave by wave.
 
@@ -26,9 +41,7 @@ class Strategy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    batch: Annotated[
-        str, StringConstraints(pattern=r"^[1-9]\d{0,4}%?(,[1-9]\d{0,4}%?){0,19}$", strip_whitespace=True)
-    ] = "1,10%,50%,100%"
+    batch: Annotated[str, BeforeValidator(_batch)] = "1,10%,50%,100%"
     max_failures: Annotated[int, Field(ge=0, le=10_000)] = 0
     pause: Annotated[float, Field(ge=0, le=MOST_PAUSE)] = 0.0
     health: bool = True
