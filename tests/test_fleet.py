@@ -182,6 +182,15 @@ def test_a_page_of_the_audit_log_claims_no_count(tmp_path: Path) -> None:
     assert len(data["records"]) == 2 and (data["truncated"], data["next"]) == (True, "2") and "total" not in data
 
 
+def test_a_record_is_told_with_what_counts_first_and_without_the_hashes_of_the_file(tmp_path: Path) -> None:
+    one = gateway(tmp_path, target("web"))
+    run(one.call(OPERATOR, "get_system_status", {"target": "web"}))
+    reply = run(one.call(OPERATOR, "query_audit", {"tool": "get_system_status", "phase": "outcome"})).as_dict()
+    (record,) = reply["results"][0]["data"]["records"]
+    assert [*record][:6] == ["time", "phase", "code", "tool", "target", "subject"]
+    assert record.keys() >= {"call_id", "n", "risk"} and record.keys().isdisjoint({"after", "hash"})
+
+
 def test_the_audit_log_is_narrowed_to_the_targets_of_a_grant(tmp_path: Path) -> None:
     one = gateway(tmp_path, target("web"), target("db"))
     for id in ("web", "db"):

@@ -50,18 +50,32 @@ def test_a_cut_list_says_how_to_go_on() -> None:
     assert lines[0] == "disks (2 of 103; cursor=2 goes on)"
 
 
-def test_rows_that_are_too_wide_are_shown_one_after_the_other() -> None:
-    wide = [{"hash": "a" * 64, "time": "b" * 30, "subject": "bot"}, {"hash": "c" * 64, "time": "d" * 30}]
+def test_what_is_too_wide_stands_under_its_row() -> None:
+    rows = [{"pid": 7, "command": "a" * 100, "name": "cron"}, {"pid": 1234, "command": "b", "name": "cat"}]
+    assert shown({"processes": rows}) == [
+        "processes",
+        " pid   name",
+        "───────────",
+        "   7   cron",
+        f"    command  {'a' * 67}",
+        f"             {'a' * 33}",
+        "1234   cat",
+        "    command  b",
+    ]
+    assert len(shown({"processes": rows}, width=130)) == 5  # side by side
+
+
+def test_rows_that_are_wide_all_over_are_shown_one_after_the_other() -> None:
+    wide = [{"hash": "a" * 64, "other": "b" * 50, "subject": "c" * 60}, {"hash": "d" * 64, "other": "e"}]
     assert shown({"records": wide}) == [
         "records",
         f"hash     {'a' * 64}",
-        f"time     {'b' * 30}",
-        "subject  bot",
+        f"other    {'b' * 50}",
+        f"subject  {'c' * 60}",
         "",
-        f"hash  {'c' * 64}",
-        f"time  {'d' * 30}",
+        f"hash   {'d' * 64}",
+        "other  e",
     ]
-    assert len(shown({"records": wide}, width=130)) == 5
 
 
 def test_targets_are_told_apart() -> None:

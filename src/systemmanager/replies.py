@@ -1,10 +1,11 @@
 """A Reply as a person reads it on a terminal: one block per target, lists as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from systemmanager.fencing import unfenced
@@ -13,8 +14,10 @@ from systemmanager.plans.showing import lines_of
 from systemmanager.shaping import Reply
 from systemmanager.terminal import print_plan, table_of
 
-FOLDED, LEFT = 1.3, 0.8
-"""Times the terminal's width: what all columns of a table may want, or all but the last one. Wider rows are blocks."""
+FOLDED, LEFT = 1.3, 0.7
+"""Times the terminal's width: what all columns of a table may want, or all but the last one."""
+GAP, INDENT, SHORT = 3, 4, 24
+"""Blanks between two columns and before what stands under a row, and what is short enough there to share a line."""
 
 
 def print_reply(console: Console, reply: Reply) -> None:
@@ -133,7 +136,7 @@ def _page(data: Mapping[str, Any], rows: Sequence[Any]) -> str:
     return f" [dim]({shown}{escape(more)})[/dim]"
 
 
-def _print_plain(console: Console, values: Mapping[str, Any]) -> None:
+def _print_plain(console: Console, values: Mapping[str, Any], indent: int = 0) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -144,30 +147,62 @@ def _print_plain(console: Console, values: Mapping[str, Any]) -> None:
             shown = _cell(value, key)
         table.add_row(f"[bold]{escape(key)}[/bold]", escape(shown or "-"))
     if values:
-        console.print(table)
+        console.print(Padding(table, (0, 0, 0, indent)))
 
 
 def _print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows side by side; what is too wide for that stands under its row, and rows that are wide all over are blocks."""
     columns = list(dict.fromkeys(name for row in rows for name in row if any(one.get(name) for one in rows)))
-    table = table_of(*columns)
-    for column, name in zip(table.columns, columns, strict=True):
-        if all(isinstance(row.get(name, 0), int | float) for row in rows):
-            column.justify, column.no_wrap = "right", True
-    cells = [[_cell(row.get(name, ""), name) for name in columns] for row in rows]
-    if not _fits(console.width, [columns, *cells]):
+    lines = [[_cell(row.get(name, ""), name) for name in columns] for row in rows]
+    widths = {name: max(len(line[place]) for line in [columns, *lines]) for place, name in enumerate(columns)}
+    if _fits(console.width, widths.values()):
+        console.print(_table_of(rows, columns))
+        return
+    beside = _beside(console.width, widths)
+    if len(beside) < 2:
         for place, row in enumerate(rows):
             console.print("\n" * bool(place), end="")
             _print_plain(console, {name: row[name] for name in columns if name in row})
         return
-    for line in cells:
-        table.add_row(*map(escape, line))
-    console.print(table)
+    for place, row in enumerate(rows):
+        table = _table_of([row], beside)
+        table.show_header = place == 0
+        for column, name in zip(table.columns, beside, strict=True):
+            column.min_width = widths[name]
+        console.print(table)
+        below = [name for name in columns if name not in beside and row.get(name)]
+        short = [
+            f"[bold]{escape(name)}[/bold] {escape(_cell(row[name], name))}" for name in below if widths[name] <= SHORT
+        ]
+        if short:
+            console.print(Padding("  ".join(short), (0, 0, 0, INDENT)))
+        _print_plain(console, {name: row[name] for name in below if widths[name] > SHORT}, INDENT)
 
 
-def _fits(width: int, lines: Sequence[Sequence[str]]) -> bool:
+def _table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = table_of(*columns)
+    for column, name in zip(table.columns, columns, strict=True):
+        if all(isinstance(row.get(name, 0), int | float) for row in rows):
+            column.justify, column.no_wrap = "right", True
+    for row in rows:
+        table.add_row(*(escape(_cell(row.get(name, ""), name)) for name in columns))
+    return table
+
+
+def _fits(width: int, columns: Collection[int]) -> bool:
     """Whether rows can stand side by side: with little folding, or with folding in the last column alone."""
-    widths = [max(len(line[place]) for line in lines) + 3 for place in range(len(lines[0]))]
-    return sum(widths) <= FOLDED * width or sum(widths[:-1]) <= LEFT * width
+    *most, last = (column + GAP for column in columns)
+    return sum(most) + last <= FOLDED * width or sum(most) <= LEFT * width
+
+
+def _beside(width: int, columns: Mapping[str, int]) -> list[str]:
+    """The columns that fit side by side; those that are told first go first."""
+    chosen: list[str] = []
+    for name, wanted in columns.items():
+        if wanted + GAP <= width + GAP:
+            chosen.append(name)
+            width -= wanted + GAP
+    return chosen
 
 
 def _cell(value: Any, key: str) -> str:

@@ -96,8 +96,18 @@ async def query_audit(
     # In a thread: a search that matches nothing reads the whole log.
     found = await asyncio.to_thread(lambda: list(islice(fleet.audit(**filters), start, start + limit + 1)))
     more = len(found) > limit
-    shown = found[:limit]
-    return AuditRecords(records=shown, truncated=more or None, next=str(start + limit) if more else None)
+    return AuditRecords(
+        records=[_told(one) for one in found[:limit]], truncated=more or None, next=str(start + limit) if more else None
+    )
+
+
+_FIRST = ("time", "phase", "code", "tool", "target", "subject")
+_CHAIN = frozenset({"after", "hash"})
+
+
+def _told(record: dict[str, Any]) -> dict[str, Any]:
+    """A record for a reader: what counts first, and without the hashes, which verify the file and say nothing here."""
+    return {name: record[name] for name in (*_FIRST, *record) if name in record and name not in _CHAIN}
 
 
 class Health(Result):
