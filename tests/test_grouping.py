@@ -60,6 +60,28 @@ def test_outliers_are_their_differences() -> None:
     assert "failed" in shown and "web-008, web-009" in shown and len(shown.splitlines()) <= 60
 
 
+def test_what_each_of_a_hundred_has_as_its_own_is_told_by_its_ends() -> None:
+    """A restart of a hundred: each has its own number and hour, and one is broken."""
+    own = {
+        id.replace("-", "_"): {
+            "main_pid": 1000 + 7 * place, "memory": 5_000_000 + 1000 * (place % 31),
+            "since": f"2026-11-23T13:{place:02}",
+            "answered": {"server": "OpenSSH_9.2", "host_key": f"SHA256:{place:043}"},
+        }
+        for place, id in enumerate(IDS)
+    }  # fmt: skip
+    own["web_050"] |= {"active": "failed", "memory": 9_999_999}
+    reply = fleet(**own)
+    shown = printed(reply)
+    assert len(shown) <= 40
+    text = "\n".join(shown)
+    assert "1000 (web-001) to 1693 (web-100)" in text and "2026-11-23T13:00 (web-001) to 2026-11-23T13:99" in text
+    assert "9.5 MiB (web-050)" in text and "100 different" in text and text.count("OpenSSH_9.2") == 1
+    assert [line.split() for line in shown[-3:]] == [["target", "active"], ["─" * 16], ["web-050", "failed"]]
+    assert sum("web-0" in line for line in printed(Reply("c", "t", reply.results[40:58]))) == 18, "of few each is shown"
+    assert len(json.loads(reply.text())["results"]) == 100, "a model gets all of it"
+
+
 def test_what_an_outlier_lacks_is_said() -> None:
     reply = fleet()
     assert reply.results[4].data is not None

@@ -1,6 +1,9 @@
 """A Reply as a person reads it on a terminal: one block per target, lists as tables."""
 
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +14,13 @@ from rich.table import Table
 from systemmanager.fencing import unfenced
 from systemmanager.grouping import Group, Grouped, grouped
 from systemmanager.plans.showing import lines_of
-from systemmanager.shaping import Reply
+from systemmanager.shaping import Reply, TargetReply, job_replies
 from systemmanager.terminal import print_plan, table_of
+
+MOST_ROWS = 20
+"""Targets that are otherwise than most whose differences are shown one by one; of more, numbers by their ends."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 
 FOLDED, LEFT = 1.3, 0.7
 """Times the terminal's width: what all columns of a table may want, or all but the last one."""
@@ -33,7 +41,11 @@ def print_reply(console: Console, reply: Reply) -> None:
     for result in reply.results:
         result.data, result.error = unfenced(result.data), unfenced(result.error)
     if (found := grouped(reply.results)) is not None:
-        _print_groups(console, found)
+        own: Mapping[str, str] = {}
+        if sum(bool(group.data) for group in found.groups) > MOST_ROWS:
+            results, own = _without_own(reply.results)
+            found = grouped(results) or found
+        _print_groups(console, found, own)
         return
     for place, result in enumerate(reply.results):
         if len(reply.results) > 1:
@@ -44,12 +56,52 @@ def print_reply(console: Console, reply: Reply) -> None:
             _print_answer(console, result.data or {})
 
 
-def _print_groups(console: Console, found: Grouped) -> None:
+def _without_own(results: Sequence[TargetReply]) -> tuple[list[TargetReply], dict[str, str]]:
+    """The answers of many without what nearly each has as its own, such as a number or an hour; the ends of that."""
+    good = {one.target: _flat(one.data) for one in results if one.error is None and one.data is not None}
+    own: dict[str, str] = {}
+    for name in dict.fromkeys(name for data in good.values() for name in data):
+        values = {id: data[name] for id, data in good.items() if name in data}
+        if not all(_is_short(value) for value in values.values()):
+            continue
+        counts = Counter(values.values())
+        if len(counts) > MOST_ROWS and 2 * max(counts.values()) <= len(good):
+            own[name] = _ends(values, name.rpartition(" ")[2])
+    rest = {id: {name: value for name, value in data.items() if name not in own} for id, data in good.items()}
+    return [replace(one, data=rest.get(one.target, one.data)) for one in results], own
+
+
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """With the fields of flat objects as its own."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        inside = isinstance(value, dict) and _is_flat(value)
+        flat |= {f"{name} {key}": one for key, one in value.items()} if inside else {name: value}
+    return flat
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 100 and "\n" not in value)
+
+
+def _ends(values: Mapping[str, Any], key: str) -> str:
+    """The least and the most of numbers and times, and where they are; of other texts how many there are."""
+    numbers = all(isinstance(value, int | float) for value in values.values())
+    if not numbers and not all(_TIME.match(str(value)) for value in values.values()):
+        return f"{len(set(values.values()))} different"
+    ends = (pick(values, key=lambda id: values[id] if numbers else str(values[id])) for pick in (min, max))
+    return " to ".join(f"{_cell(values[id], key)} ({id})" for id in ends)
+
+
+def _print_groups(console: Console, found: Grouped, own: Mapping[str, str]) -> None:
     """What most targets answer alike once, and under it what is otherwise on which; failures last."""
     good = [group for group in found.groups if group.error is None]
     if found.common and good:
         console.print(f"[bold]most of {sum(len(group.targets) for group in good)} targets[/bold]")
         _print_answer(console, found.common)
+    if own:
+        console.print("\n[bold]each its own[/bold] [dim](--json shows it)[/dim]")
+        _print_plain(console, own)
     alike = [group for group in good if not group.data and not group.lacks]
     rest = [group for group in good if group.data or group.lacks]
     for group in alike:
@@ -77,6 +129,10 @@ def _print_names(console: Console, group: Group, rest: str) -> None:
 def _print_answer(console: Console, data: Mapping[str, Any]) -> None:
     if data.get("dry_run") and "plan" in data and "decision" in data:
         _print_rehearsal(console, data)
+    elif "job_id" in data and (ended := job_replies(data)):
+        _print_data(console, {name: value for name, value in data.items() if name not in ended})
+        console.print()
+        print_reply(console, Reply("", "", [one for replies in ended.values() for one in replies]))
     elif data:
         _print_data(console, data)
 
@@ -219,7 +275,18 @@ def _cell(value: Any, key: str) -> str:
     return f"{value} %" if key == "percent" else str(value)
 
 
-_BYTES = {"total", "free", "available", "rss", "size", "swap_total", "swap_used", "bytes_sent", "bytes_received"}
+_BYTES = {
+    "memory",
+    "total",
+    "free",
+    "available",
+    "rss",
+    "size",
+    "swap_total",
+    "swap_used",
+    "bytes_sent",
+    "bytes_received",
+}
 
 
 def human_bytes(count: int) -> str:

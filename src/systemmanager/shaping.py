@@ -81,14 +81,14 @@ class Reply:
             return {**body, "error": self.error}
         body |= self._about()
         body["results"] = [result.as_dict() for result in self.results]
-        body["summary"] = self._summary()
+        body["summary"] = self.summary()
         return body
 
     def _about(self) -> dict[str, Any]:
         """What is said of all targets together."""
         return {name: value for name, value in (("job", self.job), ("across", self.across)) if value is not None}
 
-    def _summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         everything = (*self.results, *self.omitted)
         failures = sum(result.error is not None for result in everything)
         summary: dict[str, Any] = {
@@ -112,7 +112,7 @@ class Reply:
             body |= self._about()
             body |= _results(self.results)
             if self.omitted or (len(self.results) > 1 and (not self.ok or self.results[0].wave)):
-                body["summary"] = self._summary()
+                body["summary"] = self.summary()
         compact = compact_json(body)
         if format != "toon":
             return compact
@@ -150,7 +150,20 @@ def _brief(result: TargetReply) -> dict[str, Any]:
         brief["untrusted"] = True
     if result.error is not None:
         return {**brief, "error": result.error}
-    return {**brief, "data": result.data}
+    return {**brief, "data": _of_job(result.data) if result.data and "job_id" in result.data else result.data}
+
+
+def job_replies(data: Mapping[str, Any]) -> dict[str, list[TargetReply]]:
+    """The results in what is told of a job; those that were cut to something else are left out."""
+    lists = {name: data[name] for name in ("results", "untrusted_results") if data.get(name)}
+    whole = {name for name, rows in lists.items() if all(one.keys() >= {"target", "ok", "elapsed_ms"} for one in rows)}
+    return {name: [TargetReply.of(one) for one in lists[name]] for name in whole}
+
+
+def _of_job(data: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a job, with its results as those of a call on as many targets."""
+    told = {name: _results(replies) for name, replies in job_replies(data).items()}
+    return data | {name: found if "common" in found else found["results"] for name, found in told.items()}
 
 
 def _toon(body: dict[str, Any]) -> str | None:
@@ -234,16 +247,17 @@ def size_of(value: Any) -> int:
     return len(compact_json(value).encode("utf-8", "surrogatepass"))
 
 
-def bound(reply: Reply, start: int | None = None) -> Reply:
+def bound(reply: Reply, start: int | None = None, most: int = MAX_REPLY_BYTES) -> Reply:
     """Cut what is too long for a client, list ends and text ends first; what is cut says so. Changes `reply`.
 
     `start` is where this page of a list began, for operations that take a `cursor`; then a cut names where to go on.
+    `most` in bytes.
     What small results leave of their share goes to the large ones.
     """
-    if size_of([result.as_dict() for result in reply.results]) <= MAX_REPLY_BYTES - _ENVELOPE:
+    if size_of([result.as_dict() for result in reply.results]) <= most - _ENVELOPE:
         return reply
     sizes = [size_of(result.as_dict()) + 1 for result in reply.results]
-    left, waiting = MAX_REPLY_BYTES - _ENVELOPE, len(sizes)
+    left, waiting = most - _ENVELOPE, len(sizes)
     for size, result in sorted(zip(sizes, reply.results, strict=True), key=lambda pair: pair[0]):
         share = max(left // waiting, 0)
         if size > share:

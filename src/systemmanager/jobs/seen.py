@@ -11,6 +11,10 @@ from systemmanager.jobs.store import JobRow
 from systemmanager.ports import Json
 from systemmanager.redaction import Redactor
 from systemmanager.request import Principal
+from systemmanager.shaping import MAX_REPLY_BYTES, bound
+
+ROOM = 32 * 1024
+"""Bytes of an answer that are for what is told of a job beside its results."""
 
 
 class SeenJobs:
@@ -27,13 +31,18 @@ class SeenJobs:
 
     async def one(self, id: str) -> Json:
         jobs, row = await self._mine(id)
-        results = await self._try(jobs.store.results, id)
+        try:
+            reply = bound(await jobs.reply_of(row), most=MAX_REPLY_BYTES - ROOM)
+        except sqlite3.Error as error:
+            raise JobsUnavailable(f"the jobs can't be read: {error}") from error
         kinds = {"results": False, "untrusted_results": True}
-        told = {
-            name: [one for one in results.values() if one.get("untrusted", False) is untrusted]
+        told: Json = {
+            name: [one.as_dict() for one in reply.results if one.untrusted is untrusted] or None
             for name, untrusted in kinds.items()
         }
-        return {**_shown(row), "arguments": dict(row.shown), **{name: found or None for name, found in told.items()}}
+        if len(reply.results) > 1:
+            told["summary"] = reply.summary()
+        return {**_shown(row), "arguments": dict(row.shown), **told}
 
     async def output(self, id: str, target: str | None) -> Json:
         """All that was said on one target; while the job runs, up to the last whole line: half a secret is not

@@ -38,6 +38,7 @@ class JobStatus(JobRow):
     untrusted_results: list[dict[str, Annotated[Any, Foreign()]]] | None = Field(
         default=None, description="Those that hold text which others wrote."
     )
+    summary: dict[str, Any] | None = Field(default=None, description="How many ended how, of several targets.")
 
 
 class JobOutput(Result):
