@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import replies
 from systemmanager.operation import CATALOGUE
 from systemmanager.shaping import Reply, TargetReply
@@ -63,6 +64,19 @@ def test_what_is_too_wide_stands_under_its_row() -> None:
         "    command  b",
     ]
     assert len(shown({"processes": rows}, width=130)) == 5  # side by side
+
+
+def test_a_name_is_never_folded_and_other_text_only_a_little() -> None:
+    sent = [{"name": "br-" + "f" * 24, **{f"bytes_{place}": 10**9 for place in range(6)}}]
+    assert shown({"interfaces": sent})[3].split()[0] == "br-" + "f" * 24
+    package = [{"name": "a" * 30, "old": "1" * 22, "new": "2" * 22, "security": True}]
+    name, old, new, security = shown({"packages": package})[3].split()
+    assert (name, security) == ("a" * 30, "yes") and 14 < len(old) < 22 and 14 < len(new) < 22
+
+
+def test_rows_that_say_nothing_are_still_rows() -> None:
+    assert shown({"mounts": [{"busy": False}, {"busy": False}]})[1:] == ["busy", "────", "  no", "  no"]
+    assert shown({"mounts": [{}]})[0] == "mounts"
 
 
 def test_rows_that_are_wide_all_over_are_shown_one_after_the_other() -> None:

@@ -22,8 +22,9 @@ MOST_ROWS = 20
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 
-FOLDED, LEFT = 1.3, 0.7
-"""Times the terminal's width: what all columns of a table may want, or all but the last one."""
+FOLDED, LEFT = 0.3, 0.7
+"""How much of the columns that can be folded may be lacking; or of the terminal's width what all but the last may take,
+which is then folded."""
 GAP, INDENT, SHORT = 3, 4, 24
 """Blanks between two columns and before what stands under a row, and what is short enough there to share a line."""
 
@@ -208,10 +209,12 @@ def _print_plain(console: Console, values: Mapping[str, Any], indent: int = 0) -
 
 def _print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows side by side; what is too wide for that stands under its row, and rows that are wide all over are blocks."""
-    columns = list(dict.fromkeys(name for row in rows for name in row if any(one.get(name) for one in rows)))
+    every = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [name for name in every if any(row.get(name) for row in rows)] or every or [""]
     lines = [[_cell(row.get(name, ""), name) for name in columns] for row in rows]
     widths = {name: max(len(line[place]) for line in [columns, *lines]) for place, name in enumerate(columns)}
-    if _fits(console.width, widths.values()):
+    firm = {name for name in columns if name == columns[0] or _is_number(rows, name)}
+    if _fits(console.width, widths, firm):
         console.print(_table_of(rows, columns))
         return
     beside = _beside(console.width, widths)
@@ -237,18 +240,24 @@ def _print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     table = table_of(*columns)
+    table.columns[0].no_wrap = True
     for column, name in zip(table.columns, columns, strict=True):
-        if all(isinstance(row.get(name, 0), int | float) for row in rows):
+        if _is_number(rows, name):
             column.justify, column.no_wrap = "right", True
     for row in rows:
         table.add_row(*(escape(_cell(row.get(name, ""), name)) for name in columns))
     return table
 
 
-def _fits(width: int, columns: Collection[int]) -> bool:
+def _is_number(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return all(isinstance(row.get(name, 0), int | float) for row in rows)
+
+
+def _fits(width: int, columns: Mapping[str, int], firm: Collection[str]) -> bool:
     """Whether rows can stand side by side: with little folding, or with folding in the last column alone."""
-    *most, last = (column + GAP for column in columns)
-    return sum(most) + last <= FOLDED * width or sum(most) <= LEFT * width
+    *most, last = (wanted + GAP for wanted in columns.values())
+    loose = sum(wanted for name, wanted in columns.items() if name not in firm)
+    return sum(most) + last - GAP - width <= FOLDED * loose or sum(most) <= LEFT * width
 
 
 def _beside(width: int, columns: Mapping[str, int]) -> list[str]:
