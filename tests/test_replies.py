@@ -10,6 +10,7 @@ import systemmanager.operations  # noqa: F401  fills the catalogue
 from systemmanager import replies
 from systemmanager.operation import CATALOGUE
 from systemmanager.shaping import Reply, TargetReply
+from systemmanager.tables import human_time
 from systemmanager.terminal import PIPE_WIDTH, console, print_tool, print_tools
 
 
@@ -43,7 +44,7 @@ def test_values_have_their_units_and_an_object_stands_on_one_line() -> None:
     ("seconds", "words"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (86400, "1 d")]
 )
 def test_a_time_is_told_in_its_two_largest_units(seconds: int, words: str) -> None:
-    assert replies.human_time(seconds) == words
+    assert human_time(seconds) == words
 
 
 def test_a_cut_list_says_how_to_go_on() -> None:
