@@ -1,11 +1,14 @@
 """Which calls are jobs: those in waves, those whose caller says how long they wait or under which key, and plans."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from systemmanager.gateway import Gateway
+from systemmanager.jobs.job import CUT
+from systemmanager.jobs.store import MOST_OUTPUT
 from systemmanager.plans.planner import Planner
 from systemmanager.plans.store import PlanStore
 from tests import test_jobs
@@ -79,6 +82,38 @@ def test_a_plan_is_carried_out_as_a_job_for_as_long_as_its_caller_waits(made: Sc
         assert job["state"] == "running" and made.engine.ended == []
         made.engine.may_end.set()
         assert (await made.ended(job["id"]))["tool"] == "pull_docker_image"
+        await made.jobs.leave()
+
+    run(work())
+
+
+def test_an_ended_job_tells_where_it_was_at_work_and_where_it_had_not_begun(made: Scene) -> None:
+    async def work() -> None:
+        on: dict[str, Any] = {"target": None, "targets": ["a", "b"], "strategy": {}}
+        id = (await made.pull(**on))["job"]["id"]
+        while not made.engine.begun:
+            await asyncio.sleep(0.005)
+        one, other = (await made.data("job_cancel", job_id=id))["results"]
+        assert one["error"]["code"] == "cancelled" and "look how far it came" in one["error"]["message"]
+        assert other["error"]["code"] == "not_started" and made.engine.begun == ["nginx"]
+        await made.jobs.leave()
+
+    run(work())
+
+
+def test_output_beyond_its_bound_is_cut_at_a_line_and_says_so(made: Scene) -> None:
+    async def work() -> None:
+        id = (await made.pull())["job"]["id"]
+        job, line = made.jobs._running[id], "x" * 99 + "\n"
+        following = await job.following("a")
+        for _ in range(3):
+            following.heard(line * 5000)
+        following.heard("the end\n")
+        await job.flush()
+        kept = made.jobs.store.output(id, "a")
+        assert len(kept) <= MOST_OUTPUT + 50 and kept.endswith(line + CUT) and kept.count(CUT) == 1
+        made.engine.may_end.set()
+        await made.ended(id)
         await made.jobs.leave()
 
     run(work())

@@ -361,6 +361,15 @@ def test_another_call_is_no_moved_world(asking: Asking) -> None:
     assert only(asking.stop(approval_id=id, action="restart")) == "approval_refused"
 
 
+def test_who_is_asked_sees_the_waves_and_says_yes_to_those(asking: Asking) -> None:
+    id = asking.answer(asking.stop(strategy={"batch": "1,100%", "pause": 5}))
+    assert asking.gateway.desk is not None
+    (asked,) = run(asking.gateway.desk.all())
+    assert "in waves: 1,100%, 5 s between them, the first failure stops it" in question(asked)
+    assert only(asking.stop(strategy={"batch": "100%"}, approval_id=id)) == "approval_refused"
+    assert only(asking.stop(approval_id=id)) == "approval_refused" and asking.done == []
+
+
 def test_a_plan_that_needs_a_yes_is_carried_out_with_it(asking: Asking) -> None:
     plan_id = asking.plan(CLAUDE, targets="*")["plan_id"]
     id = asking.answer(asking.apply(plan_id, CLAUDE))

@@ -105,6 +105,7 @@ class Runner:
         """The work as part of a job: what it answers is on the disk before the target forgets what it did."""
 
         async def followed(port: Any, **arguments: Any) -> Result:
+            job.at_work.add(result.target)
             lasts = call.operation.job == "steps"
             if lasts:
                 port.following = await job.following(result.target)

@@ -43,6 +43,7 @@ def question_of(call: Call, requests: Sequence[Request], plan_id: str | None = N
         "plan": plan_id or requests[0].plan_id,
         "policy": call.policy.version,
         "registry": call.registry.version,
+        **call.shared.planned,
     }
     shown = call.redactor.value({**real, "plan": requests[0].plan})
     if len(json.dumps(shown)) > MOST_SHOWN:

@@ -17,8 +17,18 @@ LONGEST_SAID = 200
 INTERRUPTED = (
     "the gateway was stopped in the middle of it, and it is not known how far it came; look before calling again"
 )
+CANCELLED = ("cancelled", "ended by job_cancel while it was at work here; look how far it came before calling again")
+NOT_STARTED = ("not_started", "not started: the job was ended by job_cancel before")
+CUT = "[what came after this is not kept]\n"
 
 log = structlog.get_logger("systemmanager")
+
+
+def _bounded(text: str) -> str:
+    """What is kept of an output, up to a whole line: half a secret is not recognised as one."""
+    if len(text) <= MOST_OUTPUT:
+        return text
+    return text[: text.rfind("\n", 0, MOST_OUTPUT) + 1] + CUT
 
 
 def spool_of(job: str, target: str) -> str:
@@ -27,13 +37,15 @@ def spool_of(job: str, target: str) -> str:
 
 
 class Job:
-    """`leaving`: this process ends, and another one goes on with the job; `stopped`: somebody wants it to end."""
+    """`leaving`: this process ends, and another one goes on with the job; `stopped`: somebody wants it to end;
+    `at_work`: the targets where something was begun by this process."""
 
     def __init__(self, store: JobStore, id: str, tool: str, subject: str, targets: tuple[str, ...]) -> None:
         self._store = store
         self.id, self.tool, self.subject, self.targets = id, tool, subject, targets
         self.leaving = self.stopped = False
         self.results: dict[str, TargetReply] = {}
+        self.at_work = set[str]()
         self.said = ""
         self.task: asyncio.Task[Reply] | None = None
         self._outputs: dict[str, str] = {}
@@ -45,8 +57,9 @@ class Job:
         self._outputs[target] = ""  # a command that is taken up tells all of its output again
 
         def heard(text: str) -> None:
-            before = self._outputs[target]
-            self._outputs[target] = (before + text)[:MOST_OUTPUT]
+            if self._outputs[target].endswith(CUT):
+                return
+            self._outputs[target] = _bounded(self._outputs[target] + text)
             self._unwritten.add(target)
 
         def keep(name: str, value: Any) -> None:
@@ -103,8 +116,17 @@ class Job:
             about["said"] = self.said
         return Reply(self.id, self.tool, list(self.results.values()), job=about)
 
-    def cut_off(self, code: str, message: str) -> Reply:
-        """The answer of one that was ended before all its targets were."""
-        error = {"code": code, "message": message, "retryable": False}
-        left = [TargetReply(id, error=error) for id in self.targets if id not in self.results]
-        return Reply(self.id, self.tool, [*self.results.values(), *left])
+    def cut_off(self) -> Reply:
+        """The answer of one that was ended before all its targets were: on purpose, or because nobody goes on with it.
+        Of the first kind it is known where it was at work."""
+        left = [id for id in self.targets if id not in self.results]
+        if not self.stopped:
+            errors = dict.fromkeys(left, ("interrupted", INTERRUPTED))
+        else:
+            errors = {id: CANCELLED if id in self.at_work else NOT_STARTED for id in left}
+        replies = [TargetReply(id, error=_error(*error)) for id, error in errors.items()]
+        return Reply(self.id, self.tool, [*self.results.values(), *replies])
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "retryable": False}

@@ -18,7 +18,7 @@ import structlog
 
 from systemmanager.approvals.store import digest_of
 from systemmanager.errors import IdempotencyConflict, JobsUnavailable, TooManyCalls
-from systemmanager.jobs.job import INTERRUPTED, Job
+from systemmanager.jobs.job import Job
 from systemmanager.jobs.store import JobRow, JobStore
 from systemmanager.journal import Call
 from systemmanager.operation import AGAIN, CATALOGUE
@@ -33,8 +33,6 @@ TELL_EVERY = 2.0
 LOOK_EVERY = 1.0
 STOP_WITHIN = 7.0
 """Seconds between progress messages, between two looks at what is to end, and for all jobs to end when we stop."""
-
-CANCELLED = "ended by job_cancel"
 
 log = structlog.get_logger("systemmanager")
 
@@ -167,7 +165,7 @@ class Jobs:
                 await job.flush()
                 return job.so_far()
             state = "cancelled" if job.stopped else "interrupted"
-            reply = job.cut_off("cancelled", CANCELLED) if job.stopped else job.cut_off("interrupted", INTERRUPTED)
+            reply = job.cut_off()
         finally:
             self._running.pop(job.id, None)
         for result in reply.results:

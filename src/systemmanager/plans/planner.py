@@ -50,6 +50,7 @@ class Planned:
     id: str
     basis: Mapping[str, Any]
     replies: Mapping[str, TargetReply]
+    strategy: Mapping[str, Any] | None = None
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -58,7 +59,8 @@ class Planned:
         for id, reply in self.replies.items():
             seen = unfenced(reply.data) if reply.error is None else {"problem": reply.error["message"]}
             groups.setdefault(digest_of(seen), {"targets": [], **_beginning(seen)})["targets"].append(id)
-        return {"plan_id": self.id, "groups": list(groups.values())}
+        waves = {} if self.strategy is None else {"strategy": self.strategy}
+        return {"plan_id": self.id, **waves, "groups": list(groups.values())}
 
 
 class Planner:
@@ -90,7 +92,7 @@ class Planner:
         }
         arguments = to_jsonable_python(call.arguments) | call.shared.planned
         id = digest_of({"operation": call.operation.name, "arguments": arguments, **basis})
-        planned = Planned(id, basis, replies)
+        planned = Planned(id, basis, replies, call.shared.planned.get("strategy"))
         if plans and call.applies is None:
             await self._keep(call, planned, {**arguments, "targets": list(plans)})
         return planned

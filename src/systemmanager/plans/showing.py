@@ -38,6 +38,14 @@ def lines_of(plan: Mapping[str, Any]) -> Iterator[str]:
 def lines_of_all(plan: Mapping[str, Any]) -> Iterator[str]:
     """What a whole call's plan says, as an approval request holds it: the same of several targets once."""
     groups = plan.get("groups") or []
+    if waves := plan.get("strategy"):
+        pause = f", {waves['pause']:g} s between them" if waves["pause"] else ""
+        failures = (
+            f"up to {waves['max_failures']} failures do not stop it"
+            if waves["max_failures"]
+            else "the first failure stops it"
+        )
+        yield f"in waves: {waves['batch']}{pause}, {failures}{'' if waves['health'] else ', health is not asked'}"
     for group in groups:
         if len(groups) > 1:
             yield f"{', '.join(group['targets'])}:"

@@ -262,10 +262,11 @@ QUESTIONS: tuple[Question, ...] = (
         (
             ("list_docker_images", _with()),
             ("pull_docker_image", _with("image_name", "tag", dry_run=True)),
-            ("pull_docker_image", _with("image_name", "tag")),
+            ("apply_plan", _applied(2)),
         ),
-        "Stop after the dry run if it says deny. When it needs an approval, say so and wait for the person. At the end "
-        "compare the image id before and after. Running containers keep the old image until they are recreated.",
+        CAREFULLY
+        + "At the end compare the image id before and after. Running containers keep the old image until they are "
+        "recreated.",
         (
             Given("image_name", ImageName, "Image without tag, such as nginx."),
             Given("tag", ImageTag, "Tag; default latest.", "latest"),
