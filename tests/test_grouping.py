@@ -82,6 +82,12 @@ def test_what_each_of_a_hundred_has_as_its_own_is_told_by_its_ends() -> None:
     assert len(json.loads(reply.text())["results"]) == 100, "a model gets all of it"
 
 
+def test_what_most_of_a_hundred_have_alike_is_not_told_by_its_ends() -> None:
+    reply = fleet(**{id.replace("-", "_"): {"tasks": 1000 + place} for place, id in enumerate(IDS[:30])})
+    text = "\n".join(printed(reply))
+    assert "each its own" not in text and all(str(1000 + place) in text for place in range(30))
+
+
 def test_what_an_outlier_lacks_is_said() -> None:
     reply = fleet()
     assert reply.results[4].data is not None
@@ -123,6 +129,15 @@ def test_few_or_quite_different_answers_stand_by_themselves() -> None:
     assert [one["target"] for one in json.loads(two.text())["results"]] == ["web-001", "web-002"]
     unlike = Reply("c", "t", [TargetReply(id, {"hostname": id}) for id in IDS[:5]])
     assert "common" not in json.loads(unlike.text()) and json.loads(unlike.text())["results"][0]["data"]
+
+
+def test_what_half_of_them_answer_is_not_common() -> None:
+    halves = Reply("c", "t", [TargetReply(id, {**UNIT, "tasks": place % 2}) for place, id in enumerate(IDS[:4])])
+    body = json.loads(halves.text())
+    assert "tasks" not in body["common"]
+    assert [(one["targets"], one["differs"]) for one in body["results"]] == [
+        (IDS[0:4:2], {"tasks": 0}), (IDS[1:4:2], {"tasks": 1})
+    ]  # fmt: skip
 
 
 def test_what_others_wrote_keeps_its_mark() -> None:

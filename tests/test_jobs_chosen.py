@@ -117,3 +117,24 @@ def test_output_beyond_its_bound_is_cut_at_a_line_and_says_so(made: Scene) -> No
         await made.jobs.leave()
 
     run(work())
+
+
+def test_a_restart_that_a_stop_of_the_gateway_cuts_off_is_told_at_once(made: Scene) -> None:
+    """Nobody could go on with it: the next gateway has nothing to take up."""
+
+    async def work() -> None:
+        begun = asyncio.Event()
+
+        async def act(action: str, name: str) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        made.engine.act = act  # type: ignore[attr-defined]
+        id = (await made.restarted(wait=0))["call_id"]
+        await asyncio.wait_for(begun.wait(), 10)
+        await made.jobs.leave()
+        row = made.jobs.store.one(id)
+        assert row is not None and row.state == "interrupted"
+        assert made.jobs.store.results(id)["a"]["error"]["code"] == "interrupted"
+
+    run(work())

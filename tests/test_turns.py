@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from systemmanager import running
-from systemmanager.errors import Unauthenticated
+from systemmanager.errors import CredentialExpired, Unauthenticated
 from systemmanager.freezing import Freezer
 from systemmanager.request import Principal
 from tests.fakes import Facts, codes, phases
@@ -22,6 +22,10 @@ def ended() -> Principal:
     raise Unauthenticated("the token was revoked")
 
 
+def expired() -> Principal:
+    raise CredentialExpired("it was for an hour")
+
+
 def narrowed() -> Principal:
     return principal("file:read", subject="reader")
 
@@ -33,6 +37,7 @@ def elsewhere() -> Principal:
 STILL: dict[str, tuple[Any, str]] = {
     "as before": (lambda: READER, "ok"),
     "the credential has ended": (ended, "unauthenticated"),
+    "the credential has expired": (expired, "unauthenticated"),
     "the scope is taken away": (narrowed, "scope_missing"),
     "the target is taken away": (elsewhere, "target_not_granted"),
     "nobody can lose it": (None, "ok"),

@@ -53,19 +53,17 @@ async def decided_again(gateway: "Gateway", call: Call, pairs: Sequence[Pair]) -
         principal = await caller_now(call, policy)
     except Unauthenticated as error:
         ended = deny("credential", error.message, error.code, error.hint)
-        return [(one, against(decision, ended) if decision.permit else decision) for one, decision in pairs]
+        return [(one, against(decision, ended)) for one, decision in pairs]
     now = replace(call, entry=replace(call.entry, principal=principal), policy=policy, registry=registry)
     there = [registry.targets[before.target.id] for before, _ in pairs if before.target.id in registry.targets]
     asked = gateway.requests(principal, call.operation, call.arguments, there, registry, call=now)
     found = {request.target.id: request for request in asked}
     answers: list[Pair] = []
-    for before, decision in pairs:
+    for before, _ in pairs:
         request = found.get(before.target.id)
         if request is None:
             gone = deny("registry", f"there is no target {before.target.id!r} any more", "unknown_target")
             answers.append((before, Decision((gone,), None)))
-        elif decision.permit is None:
-            answers.append((before, decision))
         else:
             request = replace(
                 request,
