@@ -38,6 +38,16 @@ networks() { # as they stand in the file, without comments
   done <"$configuration/networks"
 }
 
+audit_folders() { # of the audit log and its witness, where they are not in the state folder
+  local path
+  [[ -f $configuration/settings ]] || return 0
+  while IFS= read -r path; do
+    path=${path//[\"\']/}
+    [[ $path == /*/* && $path != *[[:space:]%]* ]] || fail "$configuration/settings: $path is no path in a folder of its own"
+    [[ $path == /var/lib/systemmanager/* ]] || dirname "$path"
+  done < <(sed -nE 's/^SYSTEMMANAGER_AUDIT_(LOG|WITNESS)=//p' "$configuration/settings")
+}
+
 firewall_text() { # nix/egress.nft, as the module fills it in
   local allowed
   allowed=$(networks | sed -E '/:/s/.*/  ip6 daddr & accept/;t;s/.*/  ip daddr & accept/')
@@ -71,8 +81,9 @@ UNIT
 }
 
 unit_text() {
-  local promises file name allowed
+  local promises file name allowed folders
   allowed=$(networks)
+  folders=$(audit_folders)
   promises=$(sed -n 's/^ *"\([a-z_]*\)"$/\1/p' "$here/nix/module/promises.nix" | paste -sd,)
   while IFS= read -r line; do
     # What an older systemd does not know it would complain of.
@@ -90,6 +101,7 @@ unit_text() {
         "SYSTEMMANAGER_POLICY_CONFIG=/etc/systemmanager/policy.yaml" "SYSTEMMANAGER_HARDENING=$promises" \
         "SYSTEMMANAGER_REQUIRE_HARDENING=true"
       printf 'EnvironmentFile=-%s/settings\n' "$configuration"
+      for file in $folders; do printf '%s=%s\n' ReadWritePaths "$file" NoExecPaths "$file"; done
       for file in "$credstore"/systemmanager.*; do
         name=${file##*/systemmanager.}
         [[ ! -f $file || ! $name =~ $secret_name ]] || printf 'LoadCredential=%s:%s\n' "$name" "$file"
@@ -147,9 +159,10 @@ firewall() {
 }
 
 install_all() {
-  local before=''
+  local before='' folder
   [[ $EUID -eq 0 ]] || fail "only root installs a system service"
   networks >/dev/null
+  audit_folders >/dev/null
   release=$lib/$(date -u +%Y%m%dT%H%M%SZ)
   before=$(readlink "$lib/current" || true)
   install -d -m 0755 "$configuration" "$lib" "$prefix/bin"
@@ -162,6 +175,9 @@ install_all() {
   trap - EXIT
   getent passwd systemmanager >/dev/null ||
     useradd --system --user-group --home-dir /var/lib/systemmanager --shell /usr/sbin/nologin systemmanager
+  audit_folders | while IFS= read -r folder; do
+    [[ -d $folder ]] || install -d -m 0700 -o systemmanager -g systemmanager "$folder"
+  done
   unit_text >"$unit"
   firewall
   systemctl daemon-reload

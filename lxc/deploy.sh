@@ -92,26 +92,25 @@ healthy() { # the service is up, or the step fails
   systemctl "$1" is-active --quiet systemmanager-mcp.service
 }
 
-switch_to() { # the system becomes the newest generation, and runs
-  local id=$1
-  inside "$id" /run/current-system/sw/bin/nix-env -p /nix/var/nix/profiles/system --set "$system"
-  inside "$id" "$system/bin/switch-to-configuration" switch
-}
-
-upgrade() {
+upgrade() { # the system becomes the newest generation, and runs; or the one before comes back
   local id=$1
   running "$id" || { [[ -n $dry ]] || fail "$id does not run; nothing was changed"; }
   if [[ -z $dry && $(pct exec "$id" -- /run/current-system/sw/bin/readlink -f /run/current-system) == "$system" ]]; then
     echo "# $id runs $system already"
     return
   fi
-  switch_to "$id"
-  healthy "$id" || { rollback "$id"; fail "$id is not healthy with $system: it was rolled back, the others were not touched"; }
+  inside "$id" /run/current-system/sw/bin/nix-env -p /nix/var/nix/profiles/system --set "$system" ||
+    fail "$id has not got $system: nix copy it there first; nothing was changed"
+  # A unit that does not come up fails the switch itself.
+  if ! { inside "$id" "$system/bin/switch-to-configuration" switch && healthy "$id"; }; then
+    rollback "$id" || fail "$id is not healthy with $system, and its roll-back failed, too: pct enter $id"
+    fail "$id is not healthy with $system: it was rolled back, the others were not touched"
+  fi
 }
 
 rollback() {
-  inside "$1" /run/current-system/sw/bin/nix-env -p /nix/var/nix/profiles/system --rollback
-  inside "$1" /nix/var/nix/profiles/system/bin/switch-to-configuration switch
+  inside "$1" /run/current-system/sw/bin/nix-env -p /nix/var/nix/profiles/system --rollback &&
+    inside "$1" /nix/var/nix/profiles/system/bin/switch-to-configuration switch
 }
 
 case $action in

@@ -56,6 +56,7 @@ def options() -> str:
 def _option(name: str, type: str, default: str | None, description: str) -> str:
     value = "" if default in (None, "null") else f"`{' '.join(str(default).split())}`"
     kind = re.sub(r" matching the pattern \S+|, meaning >0| \(both inclusive\)|^null or ", "", type)
+    kind += ")" * (kind.count("(") - kind.count(")"))  # a pattern takes the list's end with it
     cells = (f"`{name.removeprefix('services.systemmanager.')}`", kind, value, " ".join(description.split()))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -67,11 +67,15 @@ def execute(container: Path, words: list[str]) -> None:
         older = container / "older"
         if "--rollback" in arguments:
             now.write_text(older.read_text())
+        elif "absent" in arguments[-1]:
+            sys.exit("error: path does not exist")
         else:
             older.write_text(now.read_text() if now.exists() else "/nix/store/old")
             now.write_text(arguments[-1])
+    if program.endswith("/switch-to-configuration") and "broken" in (container / "system").read_text():
+        sys.exit(4)  # as the real one does where a unit fails to start
     if "is-active" in arguments and (container / "system").exists():
-        sys.exit(3 if "broken" in (container / "system").read_text() else 0)
+        sys.exit(3 if "limping" in (container / "system").read_text() else 0)
 
 
 def main(command: str, *words: str) -> None:

@@ -15,6 +15,8 @@ from tests.conftest import need
 SCRIPT = Path(__file__).parent.parent / "lxc" / "deploy.sh"
 GOOD = "/nix/store/" + "a" * 32 + "-nixos-system-gateway-26.05"
 BROKEN = "/nix/store/" + "b" * 32 + "-nixos-system-broken"
+LIMPING = BROKEN.replace("broken", "limping")
+ABSENT = BROKEN.replace("broken", "absent")
 
 
 @dataclass
@@ -112,14 +114,24 @@ def test_an_upgrade_is_done_once(host: Host) -> None:
     assert host.done() == before
 
 
-def test_a_broken_upgrade_is_rolled_back_and_reaches_no_other_gateway(host: Host) -> None:
+@pytest.mark.parametrize("system", [BROKEN, LIMPING], ids=["the switch fails", "the gateway is not up after it"])
+def test_a_broken_upgrade_is_rolled_back_and_reaches_no_other_gateway(host: Host, system: str) -> None:
     create(host)
     host.deploy("upgrade", "--containers", "101,102", "--system", GOOD)
     before = len(host.done())
-    said = host.deploy("upgrade", "--containers", "101,102", "--system", BROKEN, fails=True)
+    said = host.deploy("upgrade", "--containers", "101,102", "--system", system, fails=True)
     assert "101 is not healthy" in said and "the others were not touched" in said
     assert all(line[1] == "101" for line in host.done()[before:])
     assert (host.folder / "state/101/system").read_text() == GOOD == (host.folder / "state/102/system").read_text()
+
+
+def test_a_system_that_was_not_copied_changes_nothing(host: Host) -> None:
+    create(host)
+    host.deploy("upgrade", "--containers", "101", "--system", GOOD)
+    before = len(host.done())
+    said = host.deploy("upgrade", "--containers", "101", "--system", ABSENT, fails=True)
+    assert "nix copy it there first" in said and len(host.done()) == before + 1
+    assert (host.folder / "state/101/system").read_text() == GOOD
 
 
 def test_a_roll_back_goes_to_the_generation_before(host: Host) -> None:

@@ -102,6 +102,23 @@ def test_headers_of_tailscaled_on_the_unix_socket_let_a_person_in(tmp_path: Path
     run(work())
 
 
+def test_the_name_that_a_client_asks_by_is_for_the_proxy_on_the_unix_socket_to_check(tmp_path: Path) -> None:
+    """`tailscale serve` hands the Host header on: the node's name, which the gateway does not know."""
+    name = {"Host": "gateway-101.tail12345.ts.net"}
+
+    async def work() -> None:
+        async with gateway(tmp_path) as (there, _):
+            path = tmp_path / "mcp.sock"
+            assert await by_socket(path, **LOGIN, **name) == 200
+            for origin in ("https://evil.example", "http://localhost:6274", "https://proxy.invalid", "null"):
+                assert await by_socket(path, **LOGIN, **name, Origin=origin) == 403, "no page of a browser's"
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(there.url, json=INITIALIZE, headers=ACCEPT | name)
+            assert answer.status_code == 421, "over TCP it may be a name that was bound anew"
+
+    run(work())
+
+
 def test_a_flood_on_the_unix_socket_keeps_out_nobody_whom_tailscaled_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,12 @@ def test_the_unit_confines_as_it_must() -> None:
 
 
 def unit(
-    prefix: str, secrets: tuple[str, ...] = (), systemd: str = "260", networks: str = "", what: str = "unit"
+    prefix: str,
+    secrets: tuple[str, ...] = (),
+    systemd: str = "260",
+    networks: str = "",
+    what: str = "unit",
+    settings: str = "",
 ) -> str:
     """What install.sh would install; secrets as if these stood in /etc/credstore."""
     with TemporaryDirectory() as credstore, TemporaryDirectory() as configuration:
@@ -45,6 +50,7 @@ def unit(
             Path(credstore, f"systemmanager.{name}").touch()
         if networks:
             Path(configuration, "networks").write_text(networks)
+        Path(configuration, "settings").write_text(settings)
         own = {"CREDSTORE": credstore, "CONFIGURATION": configuration, "SYSTEMD_VERSION": systemd}
         done = subprocess.run(
             [PROJECT / "install.sh", what, prefix],
@@ -95,6 +101,20 @@ def test_a_line_that_is_no_network_is_refused(line: str) -> None:
     for what in ("unit", "firewall"):
         with pytest.raises(subprocess.CalledProcessError):
             unit("/opt/x", networks=line, what=what)
+
+
+def test_an_audit_log_elsewhere_may_be_written_there() -> None:
+    settings = (
+        'SYSTEMMANAGER_AUDIT_LOG="/srv/audit/log.jsonl"\nSYSTEMMANAGER_AUDIT_WITNESS=/mnt/w/witness.jsonl\n'
+        "#SYSTEMMANAGER_AUDIT_LOG=/etc/x\nLOG_LEVEL=INFO\n"
+    )
+    more = set(unit("/opt/x", settings=settings).splitlines()) - set(unit("/opt/x").splitlines())
+    assert more == {f"{name}={path}" for name in ("ReadWritePaths", "NoExecPaths") for path in ("/srv/audit", "/mnt/w")}
+    inside = "SYSTEMMANAGER_AUDIT_LOG=/var/lib/systemmanager/a.jsonl\n"
+    assert unit("/opt/x", settings=inside) == unit("/opt/x")
+    for wrong in ("relative", "/log.jsonl", "/a b/log"):
+        with pytest.raises(subprocess.CalledProcessError):
+            unit("/opt/x", settings=f"SYSTEMMANAGER_AUDIT_LOG={wrong}\n")
 
 
 def test_the_scripts_are_clean() -> None:

@@ -56,6 +56,7 @@ let
       tailscale.enable = true;
       openFirewall = true;
       settings.MCP_HOST = "0.0.0.0";
+      settings.SYSTEMMANAGER_BASE_URL = "http://gateway.tail12345.ts.net:8080";
     };
   };
 
@@ -261,6 +262,63 @@ in
       ];
     };
   };
+  testAnAuthKeyThatComesLaterJoins = {
+    expr = [
+      full.systemd.services.tailscaled-autoconnect.unitConfig.ConditionPathExists
+      full.systemd.paths.tailscaled-autoconnect.pathConfig
+      (plain.systemd.paths ? tailscaled-autoconnect)
+      ((with' {
+        tailscale.enable = true;
+        tailscale.authKeyFile = null;
+      }).systemd.paths ? tailscaled-autoconnect)
+    ];
+    expected = [
+      "/etc/credstore/systemmanager.tailscale-auth-key"
+      { PathChanged = "/etc/credstore/systemmanager.tailscale-auth-key"; }
+      false
+      false
+    ];
+  };
+  testTheAuditLogsFolderIsMadeAndWritable = {
+    expr =
+      let
+        config = with' {
+          audit.log = "/var/log/systemmanager/audit.jsonl";
+          audit.witness = "/mnt/witness/gateway/witness.jsonl";
+        };
+        folders = lib.attrNames config.systemd.tmpfiles.settings.systemmanager;
+        inherit (unit config) unitConfig serviceConfig;
+      in
+      {
+        inherit folders;
+        mounts = unitConfig.RequiresMountsFor;
+        writable = serviceConfig.ReadWritePaths;
+        executable = lib.subtractLists serviceConfig.NoExecPaths folders;
+        fired = messages config;
+      };
+    expected = rec {
+      folders = [
+        "/mnt/witness/gateway"
+        "/var/log/systemmanager"
+      ];
+      mounts = [
+        "/var/log/systemmanager"
+        "/mnt/witness/gateway"
+      ];
+      writable = mounts;
+      executable = [ ];
+      fired = [ ];
+    };
+  };
+  testTheAuditLogHasAFolderOfItsOwn = fires "/var/log is not the gateway's alone" { audit.log = "/var/log/audit.jsonl"; };
+  testRoot = {
+    expr = lib.any (lib.hasInfix "does not run as root") (
+      messages (machine {
+        users.users.systemmanager.uid = lib.mkForce 0;
+      })
+    );
+    expected = true;
+  };
   testItIsNotRoot = {
     expr = [
       (unit full).serviceConfig.User
@@ -336,6 +394,11 @@ in
   testOpenFirewallOnLoopback = fires "listens on loopback" {
     openFirewall = true;
     tailscale.enable = true;
+  };
+  testOpenFirewallNeedsAName = fires "set settings.SYSTEMMANAGER_BASE_URL to the URL" {
+    openFirewall = true;
+    tailscale.enable = true;
+    settings.MCP_HOST = "0.0.0.0";
   };
   testUnreachableTargets = fires "the addresses of web are not in it" { targets.web = ssh "10.0.0.1"; };
   testReachableByNetwork = {

@@ -12,12 +12,15 @@ let
     "localhost"
     "::1"
   ];
+  anywhere = lib.elem cfg.settings.MCP_HOST [
+    "0.0.0.0"
+    "::"
+  ];
   secretSettings = [
     "SYSTEMMANAGER_SHARED_SECRET"
     "SYSTEMMANAGER_SHARED_SECRET_PREVIOUS"
     "SYSTEMMANAGER_OIDC_CLIENT_SECRET"
     "SYSTEMMANAGER_APPROVAL_WEBHOOK_SECRET"
-    "SYSTEMMANAGER_AI_KEY"
     "SYSTEMMANAGER_AI_KEY"
     "TSIDP_CLIENT_SECRET"
   ];
@@ -43,6 +46,21 @@ let
     ) cfg.targets
   );
   names = lib.concatStringsSep ", ";
+  # The gateway gets the folder of its audit log for itself: none that others write to.
+  others = lib.intersectLists cfg.rendered.auditFolders [
+    "/"
+    "/etc"
+    "/home"
+    "/mnt"
+    "/root"
+    "/run"
+    "/srv"
+    "/tmp"
+    "/var"
+    "/var/lib"
+    "/var/log"
+    "/var/tmp"
+  ];
   references = lib.unique (
     lib.filter lib.isString (
       lib.concatMap (part: if lib.isList part then part else [ ]) (
@@ -92,6 +110,10 @@ in
         message = "services.systemmanager.openFirewall: the gateway listens on loopback; set settings.MCP_HOST = \"0.0.0.0\", or use tailscale.serve instead.";
       }
       {
+        assertion = cfg.openFirewall && anywhere -> cfg.settings ? SYSTEMMANAGER_BASE_URL || cfg.settings ? SYSTEMMANAGER_ALLOWED_HOSTS;
+        message = "services.systemmanager.openFirewall: set settings.SYSTEMMANAGER_BASE_URL to the URL that clients use; requests for another name are refused.";
+      }
+      {
         assertion = lib.elem cfg.settings.MCP_HOST loopback || config.networking.firewall.enable;
         message = "services.systemmanager: the gateway listens beyond loopback; keep networking.firewall.enable.";
       }
@@ -124,6 +146,10 @@ in
       {
         assertion = cfg.docker.socket == null || config.users.groups ? docker;
         message = "services.systemmanager.docker.socket: there is no group docker; enable virtualisation.docker.enable, or declare users.groups.docker.";
+      }
+      {
+        assertion = others == [ ];
+        message = "services.systemmanager.audit: ${names others} is not the gateway's alone; give log and witness a folder of their own, such as /var/log/systemmanager.";
       }
       {
         assertion = !(cfg.policy ? stacks);

@@ -60,6 +60,16 @@ let
     // cfg.settings
   );
 
+  # Folders that hold the audit log and its witness, where they are not in the state folder.
+  auditFolders = lib.unique (
+    map dirOf (
+      lib.filter (path: path != null && !lib.hasPrefix "/var/lib/systemmanager/" path) [
+        cfg.audit.log
+        cfg.audit.witness
+      ]
+    )
+  );
+
   # The program itself reads both files and the settings before they are installed, with a stand-in for each secret.
   checked =
     pkgs.runCommand "systemmanager-configuration"
@@ -105,8 +115,18 @@ in
         policy
         environment
         checked
+        auditFolders
         ;
     };
+
+    # One on another machine's disk is there once that is mounted, and is then not ours to make.
+    systemd.tmpfiles.settings.systemmanager = lib.genAttrs auditFolders (_: {
+      d = {
+        mode = "0700";
+        user = "systemmanager";
+        group = "systemmanager";
+      };
+    });
 
     environment.etc = {
       "systemmanager/targets.yaml".source = "${checked}/targets.yaml";

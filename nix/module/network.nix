@@ -10,6 +10,8 @@ let
   iface = config.services.tailscale.interfaceName;
   port = toString cfg.settings.MCP_PORT;
   tailscale = lib.getExe config.services.tailscale.package;
+  inherit (cfg.tailscale) authKeyFile;
+  joins = cfg.tailscale.enable && authKeyFile != null;
   # A line each: nft refuses a set whose networks overlap.
   allow = network: "${if lib.hasInfix ":" network then "ip6" else "ip"} daddr ${network} accept";
 in
@@ -38,7 +40,7 @@ in
     services.tailscale = lib.mkIf cfg.tailscale.enable {
       enable = true;
       openFirewall = false;
-      inherit (cfg.tailscale) authKeyFile;
+      inherit authKeyFile;
       extraUpFlags = lib.optional (
         cfg.tailscale.tags != [ ]
       ) "--advertise-tags=${lib.concatStringsSep "," cfg.tailscale.tags}";
@@ -46,6 +48,14 @@ in
         enable = true;
         services.systemmanager-mcp.endpoints."tcp:443" = "http://127.0.0.1:${port}";
       };
+    };
+
+    # The auth key may arrive after the first boot: nothing asks for it before, and then the node joins.
+    systemd.services.tailscaled-autoconnect = lib.mkIf joins { unitConfig.ConditionPathExists = authKeyFile; };
+    systemd.paths.tailscaled-autoconnect = lib.mkIf joins {
+      description = "The tailnet's auth key arrives";
+      wantedBy = [ "multi-user.target" ];
+      pathConfig.PathChanged = authKeyFile;
     };
 
     # nixpkgs' own unit is for Tailscale Services alone; a node's own name needs this one.

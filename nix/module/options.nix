@@ -146,12 +146,12 @@ in
       log = mkOption {
         type = types.nullOr types.externalPath;
         default = null;
-        description = "Path of the audit log; audit.jsonl in the state folder.";
+        description = "Path of the audit log, in a folder of its own that is made; audit.jsonl in the state folder.";
       };
       witness = mkOption {
         type = types.nullOr types.externalPath;
         default = null;
-        description = "Second file for the signed checkpoints, best on another machine's disk.";
+        description = "Second file for the signed checkpoints, in a folder of its own, best on another machine's disk.";
       };
       segmentBytes = mkOption {
         type = types.nullOr (types.ints.positive);

@@ -20,14 +20,7 @@ let
     "/var/lib/systemmanager"
     "/run/systemmanager"
   ];
-  # Folders that hold the audit log and its witness, where they are not in the state folder.
-  elsewhere = lib.filter (path: !lib.hasPrefix "/var/lib/systemmanager/" path) (
-    lib.filter (path: path != null) [
-      cfg.audit.log
-      cfg.audit.witness
-    ]
-  );
-  folders = lib.unique (map dirOf elsewhere);
+  folders = cfg.rendered.auditFolders;
 in
 {
   config = lib.mkIf cfg.enable {
@@ -46,7 +39,10 @@ in
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ] ++ lib.optional config.services.tailscale.enable "tailscaled.service";
       # A secret may arrive after the first boot: it is tried again until then.
-      unitConfig.StartLimitIntervalSec = 0;
+      unitConfig = {
+        StartLimitIntervalSec = 0;
+        RequiresMountsFor = folders;
+      };
       reloadTriggers = [ cfg.rendered.checked ];
 
       environment = cfg.rendered.environment // {

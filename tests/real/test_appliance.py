@@ -386,8 +386,12 @@ def test_an_uninstall_leaves_state_and_configuration_and_says_so(installed: Mach
     assert "nothing is installed" in done(installed, f"cd {SOURCE} && make --silent rollback PREFIX={PREFIX}", 2)
 
 
-def test_an_install_after_that_goes_on_with_the_same_state(installed: Machine) -> None:
+def test_an_install_after_that_goes_on_with_the_same_state_and_a_witness_elsewhere(installed: Machine) -> None:
+    witness = "/srv/witness/audit.jsonl"
+    done(installed, f"echo SYSTEMMANAGER_AUDIT_WITNESS={witness} >>/etc/systemmanager/settings")
     done(installed, INSTALL)
     settled(installed)
+    assert installed.ssh(f"stat -c '%a %U' /srv/witness; wc -l <{witness}").split()[:2] == ["700", "systemmanager"]
+    assert installed.ssh(f"wc -l <{witness}").strip() not in ("", "0")
     assert audited(installed).startswith("whole: ")
     assert asked(installed, "health_check")["ok"]

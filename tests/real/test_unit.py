@@ -151,6 +151,26 @@ def test_a_gateway_that_hangs_is_ended_by_the_watchdog_and_comes_back(started: M
     wait_for(started, f"test $(systemctl show -P MainPID {UNIT}) != {pid} && {RUNS}", "it runs")
 
 
+def test_an_auth_key_that_arrives_after_the_boot_is_used_once(gateway: Machine) -> None:
+    """The units that nix/module/network.nix adds to tailscaled-autoconnect, around a program that notes its runs."""
+    key = "/etc/credstore/systemmanager.tailscale-auth-key"
+    join = f'[Unit]\\nConditionPathExists={key}\\n[Service]\\nExecStart=/bin/sh -c "cat {key} >>/run/joined"'
+    gateway.ssh(
+        f"printf '{join}\\n' >/run/systemd/system/join.service;"
+        f"printf '[Path]\\nPathChanged={key}\\n' >/run/systemd/system/join.path;"
+        "systemctl daemon-reload; systemctl start join.service join.path"
+    )
+    try:
+        assert gateway.ssh("cat /run/joined 2>&1").count("No such file") == 1, "nothing asks before the key is there"
+        gateway.ssh(f"umask 077; echo tskey >{key}")
+        wait_for(gateway, "cat /run/joined", "tskey")
+        assert gateway.ssh("systemctl is-active join.path") == "active\n" and gateway.ssh("wc -l </run/joined") == "1\n"
+    finally:
+        gateway.ssh(
+            f"systemctl stop join.path; rm -f /run/systemd/system/join.* /run/joined {key}; systemctl daemon-reload"
+        )
+
+
 def test_what_a_drop_in_takes_away_is_told_and_nothing_is_changed_then(started: Machine) -> None:
     folder = f"/run/systemd/system/{UNIT}.service.d"
     started.ssh(f"mkdir -p {folder}; printf '[Service]\\nMemoryDenyWriteExecute=no\\n' > {folder}/weak.conf")

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ from systemmanager.server.auth.authentication import Authentication
 from systemmanager.server.auth.door import Door
 from systemmanager.server.callbacks import Callbacks
 from systemmanager.server.connections import Connections, Limits, room_for_connections
-from systemmanager.server.peers import UnixListener, with_peers
+from systemmanager.server.peers import UID, UnixListener, with_peers
 from systemmanager.server.sessions import USUAL, SessionLimits, bound_sessions
 from systemmanager.server.standing import Standing
 from systemmanager.settings import Settings
@@ -46,6 +47,8 @@ CLEAN_WITHIN = 3
 """Seconds that cancelled requests get to end what they began on targets."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+NOWHERE = f"{token_hex(16)}.invalid"
+"""A host that nobody knows and no name server has (RFC 6761, 6.4)."""
 
 log = structlog.get_logger("systemmanager")
 
@@ -156,6 +159,20 @@ def _plain(body: bytes) -> Response:
     return JSONResponse(answer, status_code=400)
 
 
+class Proxied:
+    """ASGI middleware: on the unix socket the Host header is for the proxy there to check; `tailscale serve` goes by
+    the name in the TLS handshake. No page of a browser's reaches a socket, nor has any the origin that is put here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and str((scope.get("client") or ("",))[0]).startswith(UID):
+            others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            scope["headers"] = [*others, (b"host", NOWHERE.encode())]
+        await self._app(scope, receive, send)
+
+
 class Trimmed:
     """ASGI middleware: white space around a header's value is no part of it (RFC 9110, 5.5); the parser leaves it."""
 
@@ -172,7 +189,7 @@ def accepted_hosts(settings: Settings) -> list[str]:
     """What may stand in a request's Host header, ports aside: that stops DNS rebinding."""
     own = urlsplit(settings.base_url).hostname if settings.base_url else None
     listening = settings.host if settings.host not in ("0.0.0.0", "::") else None  # noqa: S104
-    names = [*LOOPBACK, *settings.allowed_hosts, *(name for name in (own, listening) if name)]
+    names = [*LOOPBACK, NOWHERE, *settings.allowed_hosts, *(name for name in (own, listening) if name)]
     return sorted({variant for name in names for variant in (name, f"{name}:*")})
 
 
@@ -205,7 +222,7 @@ def http_app(
         allowed_hosts=accepted_hosts(settings),
     )
     bound_sessions(app, server, sessions)
-    return Standing(Trimmed(app), authentication, stop or asyncio.Event())
+    return Standing(Trimmed(Proxied(app)), authentication, stop or asyncio.Event())
 
 
 class _Server(uvicorn.Server):
