@@ -65,6 +65,28 @@ def test_of_a_unit(action: Any, active: str, enabled: str, changes: list[Any], b
     assert plan.preconditions["active"] == active and plan.preconditions["enabled"] == enabled
 
 
+def test_a_unit_whose_files_were_edited_meanwhile_has_moved() -> None:
+    """Its own file and its drop-ins, as systemctl cat shows them; what stands in them is in no answer."""
+    said = "Id=x.service\nLoadState=loaded\nActiveState=active\nSubState=s\nMainPID=7\nFragmentPath=/etc/x.service\n"
+
+    def planned(text: str, status: int = 0) -> Plan:
+        cat = ["systemctl", "cat", "--no-pager", "--", "x.service"]
+        calls: list[dict[str, Any]] = [{"argv": SHOW, "stdout": said}, {"argv": cat, "stdout": text, "status": status}]
+        return run(plan_service(FakeShell(calls), "restart", "x"))
+
+    first, again, other = (
+        planned(text)
+        for text in (
+            "[Service]\nExecStart=a -p hunter2\n",
+            "[Service]\nExecStart=a -p hunter2\n",
+            "[Service]\nExecStart=b\n",
+        )
+    )
+    assert first.preconditions == again.preconditions != other.preconditions
+    assert first.preconditions["files"] != other.preconditions["files"] and "hunter2" not in str(first)
+    assert planned("", 1).preconditions["files"] is None, "where they can't be read, the rest still counts"
+
+
 # --- Containers and images -------------------------------------------------------------------------------------------
 
 

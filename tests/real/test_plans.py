@@ -79,8 +79,11 @@ def test_a_container_that_was_restarted_meanwhile_is_not_stopped(
     run(work())
 
 
+DROP_IN = "/etc/systemd/system/sm-steady.service.d"
+
+
 @pytest.mark.parametrize("user", ["root", USER])
-def test_a_unit_is_stopped_as_planned_unless_it_was_restarted_meanwhile(
+def test_a_unit_is_stopped_as_planned_unless_it_was_restarted_or_edited_meanwhile(
     machine: Machine, tmp_path: Path, user: str
 ) -> None:
     """Over SSH, with systemd as it is; a plan needs no sudo, carrying it out does."""
@@ -95,6 +98,11 @@ def test_a_unit_is_stopped_as_planned_unless_it_was_restarted_meanwhile(
             machine.ssh("systemctl restart sm-steady")
             (refused,) = await call("apply_plan", plan_id=first["data"]["plan_id"])
             assert [one["name"] for one in refused["error"]["details"]["moved"]] == ["main_pid"]
+            (edited,) = await call("manage_service", **given, dry_run=True)
+            machine.ssh(f"mkdir {DROP_IN} && echo '[Service]' >{DROP_IN}/x.conf && systemctl daemon-reload")
+            (refused,) = await call("apply_plan", plan_id=edited["data"]["plan_id"])
+            machine.ssh(f"rm -r {DROP_IN} && systemctl daemon-reload")
+            assert [one["name"] for one in refused["error"]["details"]["moved"]] == ["files"]
             (second,) = await call("manage_service", **given, dry_run=True)
             assert machine.ssh("systemctl is-active sm-steady").strip() == "active"
             (done,) = await call("apply_plan", plan_id=second["data"]["plan_id"])

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Literal
 
 from pydantic import Field
@@ -98,6 +99,7 @@ async def plan_service(shell: Shell, action: ServiceAction, service_name: UnitNa
             "enabled": state.enabled,
             "load": state.load,
             "file": state.file,
+            "files": await _digest(shell, state),
             "main_pid": str(state.main_pid) if state.main_pid else None,
         },
         inverse=inverse,
@@ -202,6 +204,14 @@ def _no_systemd() -> Unsupported:
         "the target does not run systemd, so it has no units",
         hint="Containers and distributions such as Alpine start programs in other ways.",
     )
+
+
+async def _digest(shell: Shell, state: UnitState) -> str | None:
+    """SHA-256 of what a unit's file and its drop-ins say; None where there are none, or they can't be read."""
+    if state.file is None:
+        return None
+    output = await systemctl(shell, "cat", "--no-pager", "--", state.unit)
+    return sha256(output.stdout.encode("utf-8", "surrogateescape")).hexdigest()[:16] if output.status == 0 else None
 
 
 async def _state(shell: Shell, unit: str) -> UnitState:
