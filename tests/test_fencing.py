@@ -308,15 +308,26 @@ def test_what_the_other_side_said_is_in_no_message_and_is_fenced() -> None:
         assert fence_error(told) and told["details"]["said"].startswith("<<untrusted ")
 
 
-OWN_DETAILS = {"reason", "line", "missing", "tried", "findings", "status"}
+def keys(node: ast.AST) -> list[ast.Constant]:
+    return [key for key in node.keys if isinstance(key, ast.Constant)] if isinstance(node, ast.Dict) else []
+
+
+OWN_DETAILS = {"reason", "missing", "tried", "findings", "status", "service", "container"}
 """Details of errors in the gateway's own words, and numbers."""
 
 
-@pytest.mark.parametrize("name", ["stderr", "stdout", "output", "began", "said", "logs", "journal"])
+@pytest.mark.parametrize("name", ["stderr", "stdout", "output", "line", "began", "said", "problem", "logs", "journal"])
 def test_every_detail_that_others_wrote_is_fenced(name: str) -> None:
     told: dict[str, Any] = {"code": "x", "details": {name: FOREIGN, "reason": "timeout"}}
     assert fence_error(told) and told["details"]["reason"] == "timeout"
     assert told["details"][name].startswith("<<untrusted ") and unfenced(told["details"][name]) == FOREIGN
+
+
+def test_of_a_likely_cause_what_the_log_says_is_fenced() -> None:
+    told: dict[str, Any] = {"code": "x", "details": {"likely_cause": {"cause": "dns", "what": FOREIGN}}}
+    assert fence_error(told) and told["details"]["likely_cause"]["cause"] == "dns"
+    assert unfenced(told)["details"]["likely_cause"]["what"] == FOREIGN
+    assert told["details"]["likely_cause"]["what"].startswith("<<untrusted ")
 
 
 def test_a_detail_of_an_error_is_fenced_or_known_to_be_the_gateway_s_own() -> None:
@@ -324,11 +335,11 @@ def test_a_detail_of_an_error_is_fenced_or_known_to_be_the_gateway_s_own() -> No
     for path in Path(systemmanager.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "details":
-                named |= {
-                    key.value
-                    for one in ast.walk(node.value)
-                    if isinstance(one, ast.Dict)
-                    for key in one.keys
-                    if isinstance(key, ast.Constant)
-                }
+                named |= {key.value for one in ast.walk(node.value) for key in keys(one)}
+            if path.parent.name == "operations" and isinstance(node, ast.AnnAssign | ast.Assign):
+                place = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                if ast.unparse(place) == "details" and node.value:
+                    named |= {key.value for key in keys(node.value)}
+                elif ast.unparse(place).startswith("details["):
+                    named.add(ast.unparse(place)[9:-2])
     assert "stderr" in named and named <= OWN_DETAILS | set(FREE_DETAILS), named - OWN_DETAILS - set(FREE_DETAILS)

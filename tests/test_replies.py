@@ -47,6 +47,26 @@ def test_a_time_is_told_in_its_two_largest_units(seconds: int, words: str) -> No
     assert human_time(seconds) == words
 
 
+def test_a_failure_says_what_is_known_of_it() -> None:
+    details = {
+        "problem": "is unhealthy: [bold]no",
+        "likely_cause": {"cause": "connection_refused", "confidence": 0.86},
+        "logs": "<<untrusted 0123456789ab>>\nstarting\nno database [x]\n<<end 0123456789ab>>",
+    }
+    error = {"code": "rolled_back", "message": "web is unhealthy", "hint": "It is back.", "details": details}
+    screen = Console(file=io.StringIO(), width=80, highlight=False)
+    replies.print_reply(screen, Reply("c1", "update_stack", [TargetReply("host", error=error)]))
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert lines == [
+        "rolled_back  host: web is unhealthy",
+        "It is back.",
+        "problem       is unhealthy: [bold]no",
+        "likely_cause  cause connection_refused  confidence 0.86",
+        "starting",
+        "no database [x]",
+    ]
+
+
 def test_a_cut_list_says_how_to_go_on() -> None:
     lines = shown({"total": 103, "truncated": True, "next": "2", "disks": DISKS})
     assert lines[0] == "disks (2 of 103; cursor=2 goes on)"

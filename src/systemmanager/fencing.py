@@ -20,7 +20,10 @@ Places = Mapping[str, Any] | bool | None
 _WHOLE = re.compile(r"<<untrusted ([0-9a-f]{12})>>[ \n](.*)[ \n]<<end \1>>", re.DOTALL)
 _END = re.compile(r"[ \n]<<end [0-9a-f]{12}>>\Z")
 LONGEST_END = 24
-FREE_DETAILS = ("stderr", "stdout", "output", "began", "said", "logs", "journal")
+FREE_DETAILS: Mapping[str, Any] = {
+    **dict.fromkeys(("stderr", "stdout", "output", "line", "began", "said", "problem", "logs", "journal"), True),
+    "likely_cause": {"what": True},
+}
 """Details of errors that hold what a program or a server said."""
 
 
@@ -46,7 +49,7 @@ def fence_error(error: dict[str, Any], nonce: str | None = None) -> bool:
     details = error.get("details") or {}
     free = {name: value for name, value in details.items() if name in FREE_DETAILS}
     if free:
-        error["details"] = {**details, **fence(free, True, nonce or new_nonce())}
+        error["details"] = {**details, **fence(free, FREE_DETAILS, nonce or new_nonce())}
     return bool(free)
 
 

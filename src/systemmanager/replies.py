@@ -145,8 +145,11 @@ def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> Non
     console.print(f"[red]{error['code']}[/red]  {escape(where + str(error['message']))}")
     if hint := error.get("hint"):
         console.print(f"[dim]{escape(str(hint))}[/dim]")
-    if stderr := (error.get("details") or {}).get("stderr"):
+    details = dict(error.get("details") or {})
+    if stderr := details.pop("stderr", None):
         console.print(escape(str(stderr)), style="dim")
+    if details:
+        _print_data(console, details)
 
 
 def print_explanation(console: Console, reply: Reply) -> None:

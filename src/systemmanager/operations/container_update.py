@@ -315,16 +315,18 @@ class Exchange:
             waited = time.monotonic() - started
             problem = _problem(found, health) or ("it did not become healthy in time" if waited > HEALTHY else None)
             if problem:
-                raise EngineRefused(f"the new container failed: {problem}", details=await self._last_words())
+                raise EngineRefused(
+                    f"the new container failed: {problem.partition(':')[0]}", details=await self._last_words(problem)
+                )
             if health == "healthy" or (not checked and waited >= SETTLE):
                 return
             await anyio.sleep(0.25)
 
-    async def _last_words(self) -> Json | None:
+    async def _last_words(self, problem: str) -> Json:
         try:
-            return {"logs": (await self.docker.logs(self.new, 20)).text[-4000:]}
+            return {"problem": problem, "logs": (await self.docker.logs(self.new, 20)).text[-4000:]}
         except GatewayError:  # its log goes where the engine can't read it, or it is gone
-            return None
+            return {"problem": problem}
 
     @asynccontextmanager
     async def _undone_on_failure(self) -> AsyncIterator[None]:

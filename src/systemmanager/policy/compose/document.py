@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from systemmanager.errors import Denied
+from systemmanager.policy.compose.findings import shown
 
 MOST_BYTES = 256 * 1024
 MOST_NODES = 20_000
@@ -90,7 +91,7 @@ def _weigh(name: str, node: yaml.Node, known: dict[int, int], above: tuple[int, 
     if id(node) in above:
         raise refused(name, line, "holds an alias of what it stands in")
     if node.tag not in _CORE:
-        raise refused(name, line, f"holds the tag {node.tag[:60]!r}")
+        raise refused(name, line, f"holds the tag {shown(node.tag)[:60]!r}")
     if (weight := known.get(id(node))) is None:
         weight = 1
         for child in _children(node):
@@ -131,7 +132,7 @@ def _mapping(name: str, node: yaml.MappingNode, location: Location, tree: Tree) 
                 merged = {**(one if isinstance(one, dict) else {}), **merged}
             continue
         if text in own:
-            raise refused(name, key.start_mark.line + 1, f"holds the key {text[:60]!r} twice")
+            raise refused(name, key.start_mark.line + 1, f"holds the key {shown(text)[:60]!r} twice")
         tree.lines[(*location, text)] = key.start_mark.line + 1
         own[text] = _data(name, value, (*location, text), tree)
     return {**merged, **own}

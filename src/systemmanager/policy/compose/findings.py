@@ -1,11 +1,20 @@
 """What is found in a resolved configuration that no stack may have unless the policy exempts it by name."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Config = Mapping[str, Any]
 Location = tuple[str | int, ...]
+
+
+_PLAIN = re.compile(r"[!-~]{1,200}")
+
+
+def shown(what: object) -> str:
+    """A word of the repository as it is told; what may be a sentence for whoever reads it is not."""
+    return text if _PLAIN.fullmatch(text := str(what)) else "[...]"
 
 
 @dataclass(frozen=True, slots=True)

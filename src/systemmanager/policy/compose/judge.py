@@ -11,7 +11,7 @@ from typing import Any
 from systemmanager.errors import Denied
 from systemmanager.policy.compose import files, repository
 from systemmanager.policy.compose.document import read
-from systemmanager.policy.compose.findings import Finding, each
+from systemmanager.policy.compose.findings import Finding, each, shown
 from systemmanager.policy.compose.resources import resources
 from systemmanager.policy.compose.services import Surroundings, service
 from systemmanager.stacks import LABEL, Document, Judged, Repository, Source, StackRules
@@ -117,12 +117,12 @@ def _told(finding: Finding, source: Source, documents: Iterable[Document]) -> di
     """A finding with its place: in the file that holds the most of its location."""
     places = [(*read(one.name, one.text).line(finding.location), one.name) for one in documents]
     depth, line, file = max(places, key=lambda place: place[0], default=(0, 1, source.file))
-    field = ".".join(map(str, finding.location))[:200]
+    why = finding.why.replace(finding.what, shown(finding.what)) if finding.what else finding.why
     return {
         "file": file,
         "line": line if depth else 1,
-        "field": field,
-        "why": re.sub(r"[^\x20-\x7e]", "?", finding.why)[:300],
+        "field": ".".join(map(shown, finding.location))[:200],
+        "why": why[:300],
         "exemption": re.sub(r"[^\x21-\x7e]", "?", finding.name)[:200],
     }
 
