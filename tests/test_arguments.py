@@ -38,6 +38,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("get_service_status", {}, "service_name is missing"),
     ("get_service_status", {"service_name": "-H root@evil"}, "service_name is not of the form that it must have"),
     ("get_service_status", {"service_name": "nginx\n"}, "service_name is not of the form that it must have"),
+    (
+        "remove_stack",
+        {"stack_name": "My_Stack", "target": "a"},
+        "stack_name is not of the form that it must have, ^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+    ),
     ("update_packages", {}, "targets is missing"),
     ("manage_service", {"action": "reboot", "service_name": "a", "dry_run": "perhaps"}, "dry_run input should be"),
 ]

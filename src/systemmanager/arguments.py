@@ -109,7 +109,7 @@ def validate(operation: Operation, raw: Mapping[str, Any]) -> tuple[dict[str, An
     try:
         values = model.model_validate(dict(raw))
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False, include_context=False)
+        details = error.errors(include_url=False, include_input=False)
         problems = [problem[:200] for problem in _problems(details, model)]
         if len(problems) > MOST_PROBLEMS:
             problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS} more"]
@@ -159,7 +159,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> str:
     if details["type"] == "model_type":
         return f"{name} input should be an object"
     if details["type"] == "string_pattern_mismatch":
-        return f"{name} is not of the form that it must have"
+        return f"{name} is not of the form that it must have, {details['ctx']['pattern']}"
     message = details["msg"].removeprefix("Value error, ")
     return f"{name} {message[:1].lower()}{message[1:]}"
 

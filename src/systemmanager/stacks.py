@@ -64,7 +64,7 @@ class Judged:
 
     `text` is JSON and what Compose gets, to the letter: `config` and the gateway's labels. `environment` is what
     Compose's own process gets, of which secrets and configs may be made. `digests` tell each service's configuration
-    from every other; `exempted` names what only an exemption allowed.
+    from every other; `exempted` names what only an exemption allowed, `unset` the variables that nobody set.
     """
 
     source: Source
@@ -74,6 +74,7 @@ class Judged:
     environment: Mapping[str, str] = field(repr=False, default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     exempted: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

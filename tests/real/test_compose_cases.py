@@ -26,7 +26,7 @@ class Watched(Compose):
 
     asked = False
 
-    async def config(self, file: Path, environment: Any) -> dict[str, Any]:
+    async def config(self, file: Path, environment: Any) -> tuple[dict[str, Any], list[str]]:
         self.asked = True
         return await super().config(file, environment)
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
 from systemmanager.operation import CATALOGUE
 from systemmanager.ports import Connection, Interface, IoCounters
 from tests.real.test_diagnostics import answer
@@ -67,6 +70,14 @@ def test_the_real_machine_answers(tmp_path: Path) -> None:
     assert "127.0.0.1/8" in loopback["addresses"] and loopback["up"] and status["total"] == len(status["interfaces"])
     counters = answer(tmp_path, "get_network_io_counters")
     assert {one["name"] for one in counters["interfaces"]} == {one["name"] for one in status["interfaces"]}
+
+
+def test_a_process_that_ends_meanwhile_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(process: psutil.Process) -> str:
+        raise psutil.NoSuchProcess(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "name", gone)
+    assert "connections" in answer(tmp_path, "get_active_connections")
 
 
 def test_an_open_port_is_listed_with_its_process(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ WEB = """\
 services:
   web:
     image: systemmanager-test:1
+    stop_grace_period: 100ms
     command: ["sh", "-c", "echo serving ${DOMAIN:-nothing}; exec sleep 600"]
     environment: {PASSWORD: "${PASSWORD:-}"}
     volumes: ["data:/data"]
@@ -42,11 +43,13 @@ HEALTHY = """\
 services:
   web:
     image: systemmanager-test:1
+    stop_grace_period: 100ms
     command: ["sh", "-c", "{command}"]
     healthcheck: {{test: ["CMD", "cat", "{file}"], interval: 300ms, timeout: 2s, retries: 2}}
     volumes: ["data:/data"]
   other:
     image: systemmanager-test:1
+    stop_grace_period: 100ms
 volumes:
   data: {{}}
 """

@@ -14,7 +14,7 @@ from tests.real.sites import closed_port
 from tests.real.stacks import Stacks
 from tests.support import records
 
-PLAIN = {"docker-compose.yml": "services: {web: {image: systemmanager-test:1}}\n"}
+PLAIN = {"docker-compose.yml": "services: {web: {image: systemmanager-test:1, stop_grace_period: 100ms}}\n"}
 
 
 def refused(stacks: Stacks, **arguments: str) -> dict[str, object]:
@@ -89,8 +89,10 @@ def test_a_server_that_nobody_vouches_for_is_refused(stacks: Stacks) -> None:
 def test_a_repository_or_branch_that_is_not_there_is_told(stacks: Stacks) -> None:
     stacks.repositories.commit("app", PLAIN)
     assert refused(stacks, branch="other")["code"] == "not_found"
-    assert refused(stacks, compose_file="stack/compose.yml")["code"] == "not_found"
-    assert refused(stacks, repo_url=stacks.repositories.url("none"))["code"] in ("not_found", "unreachable")
+    file = refused(stacks, compose_file="stack/compose.yml")
+    assert file["code"] == "not_found" and "stack/compose.yml" in str(file["message"]), file
+    gone = refused(stacks, repo_url=stacks.repositories.url("none"))
+    assert gone["code"] == "not_found" and "git.127.0.0.1.token" in str(gone["hint"]), gone
     assert refused(stacks, repo_url=f"https://127.0.0.1:{closed_port()}/app.git")["code"] == "unreachable"
 
 

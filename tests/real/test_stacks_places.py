@@ -10,7 +10,8 @@ from tests.real.stacks import Stacks
 from tests.real.test_docker_faults import Authority, at, listening, mutual, relay
 from tests.support import target
 
-TEXT = 'services:\n  web: {image: "systemmanager-test:1", volumes: ["data:/data"]}\nvolumes: {data: {}}\n'
+WEB = 'image: "systemmanager-test:1", stop_grace_period: 100ms, volumes: ["data:/data"]'
+TEXT = f"services:\n  web: {{{WEB}}}\nvolumes: {{data: {{}}}}\n"
 
 
 def whole_life(stacks: Stacks) -> None:
@@ -46,7 +47,9 @@ def test_a_stack_lives_on_the_machine_of_the_gateway(stacks: Stacks) -> None:
 
 
 def image(stacks: Stacks, reference: str, **more: Any) -> dict[str, Any]:
-    stacks.repositories.commit("app", {"docker-compose.yml": f'services: {{web: {{image: "{reference}"}}}}\n'})
+    stacks.repositories.commit(
+        "app", {"docker-compose.yml": f'services: {{web: {{image: "{reference}", stop_grace_period: 100ms}}}}\n'}
+    )
     return {"repo_url": stacks.repositories.url("app"), **more}
 
 

@@ -2,9 +2,8 @@
 
 from tests.real.stacks import Stacks
 
-TEXT = (
-    'services:\n  web: {image: "systemmanager-test:1", environment: {A: "1"}}\n  old: {image: "systemmanager-test:1"}\n'
-)
+IMAGE = 'image: "systemmanager-test:1", stop_grace_period: 100ms'
+TEXT = f'services:\n  web: {{{IMAGE}, environment: {{A: "1"}}}}\n  old: {{{IMAGE}}}\n'
 NEW = TEXT.replace('A: "1"', 'A: "secret 2"').replace("old:", "new:")
 
 
@@ -32,6 +31,15 @@ def test_a_dry_run_tells_what_would_change_and_changes_nothing(stacks: Stacks) -
     assert done["changed"] and set(stacks.containers(name)) == {"web", "new"}
     said = stacks.data("remove_stack", stack_name=name, dry_run=True)
     assert len(said["plan"]["changes"]) == 2 and len(stacks.containers(name)) == 2
+
+
+def test_variables_that_nobody_set_are_named(stacks: Stacks) -> None:
+    text = TEXT.replace('A: "1"', 'A: "${DB_PASSWORD}", B: "${PORT}", C: "${PORT:-80}", D: "$$NONE"')
+    commit(stacks, text)
+    given = {"stack_name": stacks.name(), "repo_url": stacks.repositories.url("app"), "env_vars": {"PORT": "80"}}
+    said = stacks.data("deploy_stack", **given, dry_run=True)
+    assert "Variables that nobody set, so that they are empty: DB_PASSWORD." in said["plan"]["notes"], said
+    assert stacks.data("deploy_stack", **given)["difference"]["variables_unset"] == ["DB_PASSWORD"]
 
 
 def test_a_plan_whose_branch_has_moved_is_not_carried_out(stacks: Stacks) -> None:

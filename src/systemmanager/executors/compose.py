@@ -28,6 +28,7 @@ PLUGINS = (
 
 MOST_CONFIG = 4 * 1024 * 1024
 MOST_SAID = 64 * 1024
+_UNSET = re.compile(r'The \\?"(\w{1,128})\\?" variable is not set')
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +93,19 @@ class Compose:
     def __init__(self, stack: str, engine: Engine, home: Path, folder: Path, holds: Sequence[int] = ()) -> None:
         self._stack, self._engine, self._home, self._folder, self._holds = stack, engine, home, folder, holds
 
-    async def config(self, file: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-        """The resolved configuration. Every file that this reads was judged before."""
-        text = await self._run(
+    async def config(self, file: Path, environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+        """The resolved configuration, and the variables in it that nobody set. Every file that this reads was judged
+        before."""
+        said = await self._run(
             "-f", str(file), "config", "--format", "json", environment=environment, limit=MOST_CONFIG
         )
         try:
-            found = json.loads(text)
+            found = json.loads(said.text(0))
         except ValueError as error:
             raise UnreadableOutput("docker compose config answered no JSON") from error
         if not isinstance(found, dict):
             raise UnreadableOutput("docker compose config answered no object")
-        return found
+        return found, sorted(set(_UNSET.findall(said.text(1))))
 
     async def build(self, judged: Judged) -> None:
         await self._with(judged, "build", "--quiet")
@@ -124,7 +126,7 @@ class Compose:
         assert type(judged) is Judged, "only what was judged runs"
         await self._run("-f", "-", *argv, environment=judged.environment, limit=MOST_SAID, stdin=judged.text.encode())
 
-    async def _run(self, *argv: str, environment: Mapping[str, str], limit: int, stdin: bytes = b"") -> str:
+    async def _run(self, *argv: str, environment: Mapping[str, str], limit: int, stdin: bytes = b"") -> Collected:
         program = await asyncio.to_thread(find)
         if program is None:
             raise compose_missing()
@@ -149,7 +151,7 @@ class Compose:
                 hint="`details` has what Compose said.",
                 details={"stderr": tail(said.replace(str(self._folder), "."), 1500)},
             )
-        return collected.text(0)
+        return collected
 
     def _environment(self) -> dict[str, str]:
         """What is fixed, whatever a stack's variables are called: no helper, plugin or remote file is ever started."""

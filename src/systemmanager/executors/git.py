@@ -230,9 +230,13 @@ def _failed(command: str, status: int, said: str, repository: Repository) -> Exc
             )
         if "certificate" in lowered or "ssl" in lowered:
             return TlsFailed(f"{host} shows a certificate that is not to be trusted", details=details)
-        if re.search(
-            r"could not resolve|failed to connect|connection (refused|timed out|closed|reset)|not found", lowered
-        ):
+        if re.search(r"repository .*(not found|does not exist|not exported)|not appear to be a git repo", lowered):
+            return NotFound(
+                f"{host} has no such repository, or hides it",
+                hint=f"Look at repo_url; a private one needs git.{host}.token or git.{host}.key.",
+                details=details,
+            )
+        if re.search(r"could not resolve|failed to connect|connection (refused|timed out|closed|reset)", lowered):
             return Unreachable(f"the repository could not be fetched from {host}", details=details)
         if "cannot run ssh" in lowered or "ssh: not found" in lowered:
             return CommandMissing("ssh is not installed on the gateway", hint="Install openssh-client there.")

@@ -181,7 +181,8 @@ _PROTOCOLS = {
 
 
 def _connections() -> list[Connection]:
-    found, names = [], {process.pid: process.name() for process in psutil.process_iter()}
+    # Asked so, what ends meanwhile is left out.
+    found, names = [], {process.pid: process.info["name"] for process in psutil.process_iter(["name"])}
     for seen in psutil.net_connections(kind="inet"):
         found.append(
             Connection(

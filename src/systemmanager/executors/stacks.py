@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +234,11 @@ async def judged(
     dotenv = await asyncio.to_thread(_text_of, (checkout / source.file).parent / ".env", missing="")
     environment = judge.variables(given, dotenv)
     hide(environment)
-    resolved = await compose.config(checkout / source.file, environment)
+    resolved, unset = await compose.config(checkout / source.file, environment)
     config, more = await asyncio.to_thread(carried, resolved, checkout, source.stack)
-    return judge.resolved(
-        source, commit, config, checkout=str(checkout), environment={**environment, **more}, documents=documents
-    )
+    environment = {**environment, **more}
+    found = judge.resolved(source, commit, config, checkout=str(checkout), environment=environment, documents=documents)
+    return replace(found, unset=tuple(unset))
 
 
 def _documents(judge: StackJudge, checkout: Path, file: str) -> list[Document]:
@@ -250,27 +251,28 @@ def _documents(judge: StackJudge, checkout: Path, file: str) -> list[Document]:
             continue
         if len(found) >= MOST_FILES:
             raise Denied(f"the stack has more than {MOST_FILES} Compose files", code="compose_refused")
-        found[name] = document = judge.document(name, _text_of(checkout / name))
+        found[name] = document = judge.document(name, _text_of(checkout / name, name=name))
         waiting.extend(document.more)
         for other in document.plain:
             _text_of(checkout / other, missing="")
     return [found[file], *(one for name, one in found.items() if name != file)]
 
 
-def _text_of(path: Path, missing: str | None = None) -> str:
+def _text_of(path: Path, missing: str | None = None, name: str = "") -> str:
     """A file of a checkout, whose links all stay inside. Raises `NotFound` and `Denied`."""
+    name = name or path.name
     try:
         if not path.is_file():
             if missing is not None and not path.exists():
                 return missing
-            raise NotFound(f"the repository has no file {path.name}", hint="compose_file is a path in the repository.")
+            raise NotFound(f"the repository has no file {name}", hint="compose_file is a path in the repository.")
         with path.open("rb") as opened:
             raw = opened.read(MOST_ENV_FILE + 1)
         text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Denied(f"{path.name} can't be read as UTF-8 text", code="compose_refused") from error
+        raise Denied(f"{name} can't be read as UTF-8 text", code="compose_refused") from error
     if len(raw) > MOST_ENV_FILE:
-        raise Denied(f"{path.name} is larger than {MOST_ENV_FILE // 1024} KiB", code="compose_refused")
+        raise Denied(f"{name} is larger than {MOST_ENV_FILE // 1024} KiB", code="compose_refused")
     return text
 
 

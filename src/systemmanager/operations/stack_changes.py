@@ -38,6 +38,7 @@ class StackDifference(Result):
     networks_added: list[str] | None = None
     networks_removed: list[str] | None = None
     exempted: list[str] | None = None
+    variables_unset: list[str] | None = None
 
     @property
     def nothing(self) -> bool:
@@ -136,6 +137,7 @@ def difference(
         networks_added=sorted(networks - had_networks) or None,
         networks_removed=sorted(had_networks - networks) or None,
         exempted=list(wanted.exempted) or None,
+        variables_unset=list(wanted.unset) or None,
     )
 
 

@@ -47,6 +47,8 @@ def deployment_plan(found: StackDifference, own: Sequence[Member], wanted: Judge
         notes.append(f"Volumes that nothing uses then, but stay: {', '.join(found.volumes_left)[:1000]}.")
     if found.exempted:
         notes.append(f"Only exceptions of policy.yaml allow: {', '.join(found.exempted)[:1000]}.")
+    if found.variables_unset:
+        notes.append(f"Variables that nobody set, so that they are empty: {', '.join(found.variables_unset)[:1000]}.")
     return Plan(
         changes=changes,
         preconditions={
