@@ -149,7 +149,7 @@ def _print_error(console: Console, target: str, error: Mapping[str, Any]) -> Non
     if stderr := details.pop("stderr", None):
         console.print(escape(str(stderr)), style="dim")
     if details:
-        _print_data(console, details)
+        print_data(console, details)
 
 
 def print_explanation(console: Console, reply: Reply) -> None:

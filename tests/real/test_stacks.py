@@ -87,6 +87,33 @@ def test_a_first_deployment_that_fails_is_removed_and_says_why(stacks: Stacks) -
     assert "exit status 3" in error["details"]["problem"] and "port 80 is taken" in error["details"]["logs"], error
 
 
+@pytest.mark.parametrize("part", ['ports: ["127.0.0.1::80"]', ""])
+def test_what_ends_at_once_although_it_is_to_go_on_is_taken_back(stacks: Stacks, part: str) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    ends = WEB.replace("exec sleep 600", "exit 0").replace("    environment", f"    {part}\n    environment")
+    if not part:
+        stacks.repositories.commit("app", {"docker-compose.yml": WEB})
+        stacks.data("deploy_stack", stack_name=name, repo_url=repo)
+    stacks.repositories.commit("app", {"docker-compose.yml": ends})
+    error = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
+    assert error["code"] == "rolled_back" and "exit status 0" in error["details"]["problem"], error
+    assert "serving nothing" in error["details"]["logs"] and bool(stacks.containers(name)) is not bool(part)
+
+
+def test_a_service_that_others_wait_for_may_end(stacks: Stacks) -> None:
+    name, repo = stacks.name(), stacks.repositories.url("app")
+    text = WEB.replace(
+        "    environment", "    depends_on: {job: {condition: service_completed_successfully}}\n    environment"
+    )
+    job = '  job: {image: "systemmanager-test:1", command: ["true"], ports: ["127.0.0.1::81"]}\n'
+    stacks.repositories.commit(
+        "app", {"docker-compose.yml": text.replace("volumes:\n  data", f"{job}volumes:\n  data")}
+    )
+    stacks.data("deploy_stack", stack_name=name, repo_url=repo)
+    assert stacks.containers(name)["job"]["State"]["Status"] == "exited"
+    assert stacks.data("get_stack_status", stack_name=name)["ok"]
+
+
 def test_the_likely_cause_of_a_failed_deployment_is_told(stacks: Stacks) -> None:
     name = stacks.name()
     said = "listen tcp 0.0.0.0:80: bind: address already in use"

@@ -102,7 +102,7 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
     async with _undone_on_failure(stacks, stack, back):
         try:
             await stacks.up(wanted)
-            await stack_health.prove(stacks, stack, _expected(wanted), before)
+            await stack_health.prove(stacks, stack, _expected(wanted), before, _serving(wanted, own))
         except CommandFailed as error:
             raise (await stack_health.culprit(stacks, stack)) or error from error
         await stacks.keep(wanted, given)
@@ -127,6 +127,18 @@ def _expected(wanted: Judged) -> list[str]:
         for name, one in services.items()
         if (one.get("deploy") or {}).get("replicas", one.get("scale", 1)) not in (0, "0")
     ]
+
+
+def _serving(wanted: Judged, own: Sequence[Member]) -> set[str]:
+    """The services that are to go on: those that publish a port, and those that ran before; what others wait for to
+    end is none. One with a health check is unhealthy once it has ended."""
+    services = wanted.config["services"]
+    asked = {name for name, one in services.items() if one.get("ports")}
+    waits = [dict(one.get("depends_on") or {}) for one in services.values()]
+    ending = {
+        name for wait in waits for name, how in wait.items() if how["condition"] == "service_completed_successfully"
+    }
+    return (asked | {one.service for one in own if one.state == "running"}) - ending
 
 
 async def check_names(stacks: Stacks, wanted: Judged, own: Sequence[Member]) -> None:

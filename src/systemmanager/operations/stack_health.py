@@ -1,7 +1,7 @@
 """Whether the containers of a stack do what they should, and what the first one that does not said."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -78,10 +78,12 @@ def _is_well(found: Json, ran: float) -> bool:
     return state["Status"] == "running" and ran >= SETTLE
 
 
-async def prove(stacks: Stacks, stack: str, services: Sequence[str], before: Mapping[str, int]) -> None:
+async def prove(
+    stacks: Stacks, stack: str, services: Sequence[str], before: Mapping[str, int], serving: Collection[str] = ()
+) -> None:
     """Return when every service is well. Raises `EngineRefused` with the last words of the first one that is not.
 
-    `before` are the restarts of containers that ran already.
+    `before` are the restarts of containers that ran already; what is `serving` must not end, not even well.
     """
     started = time.monotonic()
     while True:
@@ -94,6 +96,8 @@ async def prove(stacks: Stacks, stack: str, services: Sequence[str], before: Map
                 continue
             if problem := problem_of(found, before.get(member.id, 0)):
                 raise await failed(stacks, member, found, problem)
+            if found["State"]["Status"] == "exited" and member.service in serving:
+                raise await failed(stacks, member, found, "ended with exit status 0, and is to go on")
             if _is_well(found, waited):
                 waiting.discard(member.service)
             elif waited > HEALTHY:
