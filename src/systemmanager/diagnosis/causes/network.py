@@ -169,8 +169,11 @@ CAUSES = (
             sign(
                 0.86,
                 r"(?:connect(?:ing)? to|connection to|server at"
-                r"|can't connect to remote host) \(?['\"]?(?P<what>[\w.:-]{1,200}).{0,120}connection refused",
+                r"|can't connect to remote host) (?!server\b)"
+                r"\(?['\"]?(?P<what>[\w.:-]{0,199}\w)\b.{0,120}connection refused",
             ),
+            sign(0.86, r"can't connect to \w{5,7} server on '(?P<what>[\w.:-]{1,200})' \(111\b"),
+            sign(0.86, r"connection refused.{0,40}running on host \"(?P<what>[\w.:-]{1,200})"),
             sign(
                 0.82,
                 r"connection refused",
