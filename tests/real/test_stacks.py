@@ -143,6 +143,10 @@ def test_a_stack_is_removed_and_its_volumes_only_when_that_is_asked_for(stacks: 
     name, repo = stacks.name(), stacks.repositories.url("app")
     stacks.repositories.commit("app", {"docker-compose.yml": WEB})
     for volumes in (False, True):
+        plan = stacks.data("deploy_stack", stack_name=name, repo_url=repo, dry_run=True)["plan"]
+        assert any(one["what"] == f"volume {name}_data" for one in plan["changes"]) is not volumes, plan
+        again = f"Volumes that are mounted again: {name}_data."
+        assert (again in plan["notes"]) is volumes, "it stayed, with what is in it"
         stacks.data("deploy_stack", stack_name=name, repo_url=repo)
         gone = stacks.data("remove_stack", stack_name=name, remove_volumes=volumes)
         assert len(gone["containers"]) == 1 and not stacks.containers(name)

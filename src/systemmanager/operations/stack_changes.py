@@ -1,7 +1,7 @@
 """What a deployment changes: pure comparisons of a stack as it is with the stack as it will be."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -107,9 +107,10 @@ def difference(
     before: Mapping[str, Any] | None,
     wanted: Judged,
     images: Mapping[str, str | None],
+    kept: Collection[str] = (),
 ) -> StackDifference:
     """What deploying `wanted` would change. `before` is the configuration that runs, where it is known; `images` are
-    the digests that the engine has, by name."""
+    the digests that the engine has, by name; `kept` are the stack's volumes, also of when it was removed."""
     services: Mapping[str, Any] = wanted.config["services"]
     there = {one.service for one in running}
     same = unchanged(running, wanted)
@@ -132,7 +133,7 @@ def difference(
             ServiceImage(service=name, image=_image(wanted, name, one), digest=images.get(_image(wanted, name, one)))
             for name, one in sorted(services.items())
         ],
-        volumes_added=sorted(volumes - had_volumes) or None,
+        volumes_added=sorted(volumes - had_volumes - {*kept}) or None,
         volumes_left=sorted(had_volumes - volumes) or None,
         networks_added=sorted(networks - had_networks) or None,
         networks_removed=sorted(had_networks - networks) or None,

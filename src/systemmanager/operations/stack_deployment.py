@@ -60,15 +60,18 @@ async def deployment_difference(stacks: Stacks, wanted: Judged) -> StackDifferen
     """What deploying would change; changes nothing."""
     stack = wanted.source.stack
     own, kept = await own_containers(stacks, stack), await stacks.kept(stack)
-    return difference(own, kept.config if kept and own else None, wanted, await _image_ids(stacks, wanted))
+    before, images = kept.config if kept and own else None, await _digests(stacks, wanted)
+    return difference(own, before, wanted, images, await volumes_of(stacks, stack))
 
 
-async def _image_ids(stacks: Stacks, wanted: Judged) -> dict[str, str]:
-    """The id of each image that the engine has, by its name."""
+async def _digests(stacks: Stacks, wanted: Judged) -> dict[str, str]:
+    """The digest of each image that the engine has, by its name: its registry's, else its id."""
     found = {}
     for name in {image_of(wanted, service) for service in wanted.digests}:
         with suppress(NotFound):
-            found[name] = (await stacks.inspect_image(name))["Id"]
+            image = await stacks.inspect_image(name)
+            pulled = sorted(image.get("RepoDigests") or (), key=lambda one: not name.startswith(one.partition("@")[0]))
+            found[name] = pulled[0].partition("@")[2] if pulled else image["Id"]
     return found
 
 
@@ -96,7 +99,7 @@ async def deploy(stacks: Stacks, wanted: Judged, given: Mapping[str, str]) -> St
         return StackDeployment(changed=False, difference=difference)
     back = await _way_back(stacks, stack, _as_begun(stacks, own), given)
     await _images(stacks, wanted)
-    difference = difference.of_images(await _image_ids(stacks, wanted))
+    difference = difference.of_images(await _digests(stacks, wanted))
     before = {one.id: (await stacks.inspect(one.id)).get("RestartCount", 0) for one in own}
     wanted = stacks.adjusted(wanted, commits=await _kept_commits(stacks, own, wanted))
     async with _undone_on_failure(stacks, stack, back):
