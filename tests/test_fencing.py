@@ -146,7 +146,8 @@ NAMES = frozenset(
     ServiceState.container ServiceState.state ServiceState.health ServiceState.image ServiceState.commit
     StackDifference.stack StackDifference.commit StackDifference.previous_commit StackDifference.services_added
     StackDifference.services_removed StackDifference.volumes_added StackDifference.volumes_left
-    StackDifference.networks_added StackDifference.networks_removed StackDifference.exempted ChangedService.service
+    StackDifference.networks_added StackDifference.networks_removed StackDifference.exempted
+    StackDifference.variables_unset ChangedService.service
     ChangedService.fields ServiceImage.service ServiceImage.image ServiceImage.digest StackRemoval.stack
     StackRemoval.containers StackRemoval.volumes_removed StackRemoval.volumes_kept
     ErrorGroup.first_seen ErrorGroup.last_seen
@@ -158,7 +159,7 @@ NAMES = frozenset(
     Majority.different Consumer.target Consumer.user JobRow.job_id JobRow.tool JobRow.state JobRow.by JobRow.started
     JobRow.ended JobList.next JobStatus.job_id
     JobStatus.tool JobStatus.state JobStatus.by JobStatus.started JobStatus.ended JobStatus.arguments
-    JobStatus.results JobStatus.said JobRow.said
+    JobStatus.results JobStatus.said JobStatus.summary JobRow.said
     JobOutput.job_id
     JobOutput.state JobOutput.target JobOutput.next
     """,
