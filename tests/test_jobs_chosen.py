@@ -138,3 +138,15 @@ def test_a_restart_that_a_stop_of_the_gateway_cuts_off_is_told_at_once(made: Sce
         assert made.jobs.store.results(id)["a"]["error"]["code"] == "interrupted"
 
     run(work())
+
+
+def test_a_job_remembers_the_wave_of_each_target(made: Scene) -> None:
+    async def work() -> None:
+        made.engine.may_end.set()
+        on: dict[str, Any] = {"target": None, "targets": ["a", "b"], "strategy": {"health": False}}
+        id = (await made.pull(**on))["job"]["id"]
+        waves = (await made.ended(id))["summary"]["waves"]
+        assert waves == [{"wave": 1, "targets": 1, "failed": 0}, {"wave": 2, "targets": 1, "failed": 0}]
+        await made.jobs.leave()
+
+    run(work())

@@ -2,20 +2,22 @@
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from systemmanager.errors import AuditUnavailable
+from systemmanager.jobs import taking
 from systemmanager.jobs.job import Job
 from systemmanager.jobs.life import Jobs
 from systemmanager.jobs.store import BEGUN, JobStore
-from tests.support import run
+from tests.support import principal, run
 from tests.test_approvals_desk import CLAUDE, PULL
 from tests.test_approvals_desk import Scene as Desk
 from tests.test_approvals_wait import pending
-from tests.test_jobs import Scene
+from tests.test_jobs import ADMIN, Scene
 
 
 def test_the_same_key_on_another_target_is_another_call(tmp_path: Path) -> None:
@@ -108,3 +110,30 @@ def test_what_can_not_be_read_is_taken_for_begun(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(store, "begun", broken)
     assert run(job.cut_short()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_a_revoked_token_had_begun_is_brought_to_its_end(tmp_path: Path, begun: bool) -> None:
+    """Half a change is worse than a whole one; one that was not begun is not done."""
+
+    async def work() -> None:
+        made, bot = Scene(tmp_path), replace(principal(*ADMIN, subject="bot"), credential="t1")
+        id = (await made.pull(bot))["job"]["id"]
+        while not made.engine.begun:
+            await asyncio.sleep(0.005)
+        await made.jobs.leave()
+        if begun:
+            made.jobs.store.keep(id, "a", "old", "1")
+        made.gateway = made.start()
+        made.gateway.revoked = lambda token: token == "t1"
+        made.engine.may_end.set()
+        await made.jobs.take_up(lambda row, job: taking.take_up(made.gateway, row, job))
+        status = await made.ended(id)
+        assert status["state"] == ("done" if begun else "failed")
+        assert len(made.engine.begun) == 1 + begun
+        if not begun:
+            error = status["results"][0]["error"]
+            assert error["code"] == "unauthenticated" and "'bot' asked with is revoked" in error["message"]
+        await made.jobs.leave()
+
+    run(work())

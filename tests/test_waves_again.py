@@ -279,6 +279,24 @@ def test_the_rest_is_decided_by_what_is_held_now(tmp_path: Path) -> None:
     scene(tmp_path, work)
 
 
+@pytest.mark.parametrize("when", ["before", "later", "never"])
+def test_a_token_that_was_revoked_begins_nothing_more_under_the_next_gateway(tmp_path: Path, when: str) -> None:
+    async def work(relay: Relay) -> None:
+        relay.held.add("w-02")
+        id = await relay.call(Principal("bot", "token", (RIGHTS,), "token", credential="t1"), max_failures=3)
+        await relay.killed()
+        relay.gateway.revoked = lambda token: (
+            token == "t1" and when != "never" and (when == "before" or "w-03" in relay.fleet.begun)
+        )
+        reply = await relay.taken_up(id)
+        assert (codes(reply)["w-01"], codes(reply)["w-02"]) == ("ok", "interrupted")
+        wanted = {"before": ["unauthenticated"] * 2, "later": ["ok", "unauthenticated"], "never": ["ok", "ok"]}[when]
+        assert [codes(reply)["w-03"], codes(reply)["w-04"]] == wanted
+        assert relay.fleet.begun == ["w-01", "w-02", "w-03", "w-04"][: 2 + wanted.count("ok")]
+
+    scene(tmp_path, work)
+
+
 def test_a_job_whose_targets_had_all_ended_is_ended(tmp_path: Path) -> None:
     async def work(relay: Relay) -> None:
         relay.held.add("w-04")

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from systemmanager.errors import CommandFailed, Unsupported
+from systemmanager.jobs.life import Jobs
+from systemmanager.jobs.store import JobStore
 from systemmanager.load import InFlight
 from systemmanager.operation import Risk
 from systemmanager.plans.planner import _differences
@@ -152,3 +154,18 @@ def test_plans_are_forgotten_after_a_day(tmp_path: Path) -> None:
     now[0] += KEPT + 1
     store.keep("ann", Kept("2" * 64, "manage_service", {}, {"targets": {}}))
     assert store.basis("1" * 64, "ann") is None and store.basis("2" * 64, "ann") is not None
+
+
+def test_a_job_remembers_who_was_not_well_after_its_turn(tmp_path: Path) -> None:
+    async def work() -> None:
+        jobs = Jobs(JobStore(tmp_path / "jobs.sqlite"), tmp_path / "jobs")
+        jobs.runs = True
+        fleet = Timed(tmp_path, jobs=jobs)
+        fleet.ill.add("w-01")
+        reply = await fleet.gateway.call(OPERATOR, "manage_service", {**RESTART, "strategy": {}})
+        kept = jobs.store.results(reply.call_id)
+        assert kept["w-01"]["data"]["unhealthy"] == "command_failed" and kept["w-01"]["wave"] == 1
+        assert kept["w-02"]["error"]["code"] == "not_started"
+        await jobs.leave()
+
+    run(work())

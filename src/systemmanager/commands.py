@@ -43,6 +43,8 @@ async def _serve(given: Settings, announce: bool) -> None:
         running = await stack.enter_async_context(app.running(given))
         switched_on = modes.authentication(given, running.state, running.gateway.degraded)
         authentication = await stack.enter_async_context(switched_on)
+        if authentication.tokens is not None:
+            running.gateway.revoked = authentication.tokens.revoked
         server = running.server(app.caller_of(running.gateway, authentication))
         running.reload_on_hangup()
 

@@ -65,7 +65,8 @@ class Gateway:
     itself runs as root; `weakened` are the required parts of its sandbox that are missing; `degraded` holds what is
     wrong with the gateway, by name, for `health_check`; `secrets` are its own, beside the registry's; `models` may put
     into words and order what was found, the first that is there; without a `desk` only `approve` gets a person's yes,
-    without `plans` none can be carried out by its id, and without `jobs` every call ends with its caller.
+    without `plans` none can be carried out by its id, and without `jobs` every call ends with its caller. `revoked`:
+    whether a token of the gateway's own was taken back.
     """
 
     registry: Registry
@@ -82,6 +83,7 @@ class Gateway:
     clock: Callable[[], float] = time.time
     secrets: frozenset[str] = frozenset()
     models: tuple[Model, ...] = ()
+    revoked: Callable[[str], bool] = lambda id: False
 
     def __post_init__(self) -> None:
         self._recent, self._readers = Recent(self._now), Readers(self._now)

@@ -86,6 +86,7 @@ class Call:
     nonce: str = field(default_factory=new_nonce)
     job: "Job | None" = None
     still: Still | None = None
+    wave: int | None = None
 
     @property
     def id(self) -> str:

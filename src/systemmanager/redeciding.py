@@ -14,7 +14,7 @@ from systemmanager.policy.gate import decide
 from systemmanager.policy.grants import common
 from systemmanager.policy.verdicts import against, deny
 from systemmanager.policyfile import Policy
-from systemmanager.request import Decision, Load, Principal, Request
+from systemmanager.request import Decision, Load, Principal, Request, Verdict
 from systemmanager.still import taken_back
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ def still_held(principal: Principal, policy: Policy) -> Principal:
         return principal
     now = policy.grants_for(principal.subject, principal.groups, principal.tags)
     return replace(principal, grants=common(principal.grants, now))
+
+
+def ended(gateway: "Gateway", principal: Principal) -> Verdict | None:
+    """Why nothing more is begun for who asked in an earlier process; None when their token was not taken back."""
+    if principal.credential is None or not gateway.revoked(principal.credential):
+        return None
+    return deny("credential", f"the token that {principal.subject!r} asked with is revoked", Unauthenticated.code)
 
 
 async def caller_now(call: Call, policy: Policy) -> Principal:
@@ -52,8 +59,9 @@ async def decided_again(gateway: "Gateway", call: Call, pairs: Sequence[Pair]) -
     try:
         principal = await caller_now(call, policy)
     except Unauthenticated as error:
-        ended = deny("credential", error.message, error.code, error.hint)
-        return [(one, against(decision, ended)) for one, decision in pairs]
+        return _refused(pairs, deny("credential", error.message, error.code))
+    if call.still is None and (verdict := ended(gateway, principal)):
+        return _refused(pairs, verdict)
     now = replace(call, entry=replace(call.entry, principal=principal), policy=policy, registry=registry)
     there = [registry.targets[before.target.id] for before, _ in pairs if before.target.id in registry.targets]
     asked = gateway.requests(principal, call.operation, call.arguments, there, registry, call=now)
@@ -75,3 +83,7 @@ async def decided_again(gateway: "Gateway", call: Call, pairs: Sequence[Pair]) -
             )
             answers.append((request, decide(request)))
     return answers
+
+
+def _refused(pairs: Sequence[Pair], verdict: Verdict) -> list[Pair]:
+    return [(request, against(decision, verdict)) for request, decision in pairs]

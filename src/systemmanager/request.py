@@ -22,7 +22,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls, what they hold, and how it was verified. A node has tags, a person may have groups."""
+    """Who calls, what they hold, and how it was verified. A node has tags, a person may have groups; `credential` is
+    the id of a token of the gateway's own."""
 
     subject: str
     kind: PrincipalKind
@@ -30,6 +31,7 @@ class Principal:
     verified_by: str
     groups: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    credential: str | None = None
 
     def holds(self, scopes: Collection[str]) -> bool:
         """Whether any of the scopes is held on any target; so is what needs none."""

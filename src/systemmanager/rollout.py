@@ -1,6 +1,7 @@
 """One call on many targets in waves, with what the gateway has: its audit log, its plans, its health check."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from systemmanager.journal import Call
@@ -57,7 +58,7 @@ async def _rolled_out(
                 (one, against(decision, moved[one.target.id]) if one.target.id in moved else decision)
                 for one, decision in chosen
             ]
-        replies = await gateway.runner.results(call, *_apart(chosen), told)
+        replies = await gateway.runner.results(replace(call, wave=number), *_apart(chosen), told)
         for (request, decision), reply in zip(chosen, replies, strict=True):
             if decision.permit is None:  # what was intended and is not done now is on record
                 await gateway.journal.outcome(call, request, reply)

@@ -82,7 +82,7 @@ class Runner:
         return [task.result() for task in tasks]
 
     async def _on_target(self, call: Call, request: Request, decision: Decision) -> TargetReply:
-        result = TargetReply(request.target.id)
+        result = TargetReply(request.target.id, wave=call.wave)
         if decision.permit is None:
             result.error = call.redactor.value(refusal(decision).as_dict())
             return result

@@ -94,8 +94,6 @@ async def in_waves(strategy: Strategy, targets: Sequence[str], around: Surroundi
         if stop := await around.begins(number, len(steps), wave):
             break
         found = await around.run(number, wave)
-        for reply in found:
-            reply.wave = number
         replies += found
         failures |= await _failures(found, strategy, around)
         if len(failures) > strategy.max_failures and len(replies) < len(targets):

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -74,6 +74,13 @@ class Job:
             await asyncio.to_thread(self._store.keep, self.id, target, BEGUN, True)
         except sqlite3.Error as error:
             raise JobsUnavailable(f"the jobs can't be written: {error}") from error
+
+    async def at_work_before(self, targets: Collection[str]) -> set[str]:
+        """Of these, where an earlier process had begun something that is gone on with. Raises `JobsUnavailable`."""
+        try:
+            return {id for id in targets if await asyncio.to_thread(self._store.kept, self.id, id)}
+        except sqlite3.Error as error:
+            raise JobsUnavailable(f"the jobs can't be read: {error}") from error
 
     async def cut_short(self) -> list[str]:
         """The targets on which such work had begun and not ended. What can't be read is taken for begun."""

@@ -169,7 +169,8 @@ class Jobs:
         finally:
             self._running.pop(job.id, None)
         for result in reply.results:
-            if result.target not in job.results:
+            ill = "unhealthy" in (result.data or {})  # that was seen after it had ended
+            if ill or result.target not in job.results:
                 await job.ended_on(result)
         if reply.error is not None:
             for id in job.targets:
@@ -306,7 +307,7 @@ def _principal(principal: Principal) -> dict[str, Any]:
     grants = [{"scopes": sorted(grant.scopes), "targets": grant.targets} for grant in principal.grants]
     return {
         "subject": principal.subject, "kind": principal.kind, "grants": grants, "verified_by": principal.verified_by,
-        "groups": list(principal.groups), "tags": list(principal.tags),
+        "groups": list(principal.groups), "tags": list(principal.tags), "credential": principal.credential,
     }  # fmt: skip
 
 
@@ -315,5 +316,11 @@ def principal_of(row: JobRow) -> Principal:
     kept = row.asked["principal"]
     grants = tuple(Grant(frozenset(one["scopes"]), one["targets"]) for one in kept["grants"])
     return Principal(
-        kept["subject"], kept["kind"], grants, kept["verified_by"], tuple(kept["groups"]), tuple(kept["tags"])
+        kept["subject"],
+        kept["kind"],
+        grants,
+        kept["verified_by"],
+        tuple(kept["groups"]),
+        tuple(kept["tags"]),
+        kept.get("credential"),
     )

@@ -17,7 +17,8 @@ from systemmanager.jobs.life import principal_of
 from systemmanager.jobs.store import JobRow
 from systemmanager.journal import Call, Entry
 from systemmanager.operation import AGAIN, CATALOGUE
-from systemmanager.redeciding import still_held
+from systemmanager.policy.verdicts import against
+from systemmanager.redeciding import ended, still_held
 from systemmanager.request import Decision, Request
 from systemmanager.rollout import carried_out, unwell_of
 from systemmanager.shaping import Reply, TargetReply
@@ -52,7 +53,7 @@ async def take_up(gateway: Gateway, row: JobRow, job: Job) -> Reply:
 
     Targets that have ended are not touched, nor are those where work had begun that can't be done twice: they are told
     as interrupted. Where the gate says no now, a command that runs on by itself is left to its end and nothing more is
-    begun.
+    begun. With a token that was revoked only what had begun is brought to its end.
     """
     await _cut_off(gateway, row, job)
     left = [id for id in row.targets if id not in job.results]
@@ -65,7 +66,14 @@ async def take_up(gateway: Gateway, row: JobRow, job: Job) -> Reply:
         targets = gateway.chosen(call.principal, call.operation, left, call.registry)
         asked = gateway.requests(call.principal, call.operation, call.arguments, targets, call.registry, call=call)
         requests = [replace(request, approvers=tuple(row.asked["approvers"])) for request in asked]
-        return replace(call, job=job), requests, [judged(request) for request in requests]
+        decisions = [judged(request) for request in requests]
+        if verdict := ended(gateway, call.principal):
+            begun = await job.at_work_before(left)
+            decisions = [
+                decision if decision.permit is None or request.target.id in begun else against(decision, verdict)
+                for request, decision in zip(requests, decisions, strict=True)
+            ]
+        return replace(call, job=job), requests, decisions
 
     async def results(call: Call, requests: list[Request], decisions: list[Decision]) -> list[TargetReply]:
         before, strategy = list(job.results.values()), call.shared.strategy

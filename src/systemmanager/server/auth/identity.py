@@ -51,5 +51,5 @@ def principal_of(identity: Identity, policy: Policy) -> Principal:
         if identity.limits is not None:
             grants = common(grants, identity.limits)
     return Principal(
-        identity.subject, identity.kind, grants, identity.verified_by, groups=identity.groups, tags=identity.tags
+        identity.subject, identity.kind, grants, identity.verified_by, identity.groups, identity.tags, identity.id
     )
