@@ -207,6 +207,19 @@ def test_a_refusal_names_a_plain_path() -> None:
         judged({"web": {**A, "volumes": [{"type": "bind", "source": "/etc", "target": "/x"}]}})
 
 
+@pytest.mark.parametrize("path", ["/proc", "/proc/sys", "/sys", "/dev/shm"])
+def test_the_kernels_own_folders_are_below_no_root(path: str) -> None:
+    judge = Judge(target("a", "docker"), StackRules(roots=("/",)))
+
+    def mounts(source: str) -> None:
+        service = {**A, "volumes": [{"type": "bind", "source": source, "target": "/x"}]}
+        judge.resolved(SOURCE, "b" * 40, {"name": "web", "services": {"web": service}}, checkout="/c", environment={})
+
+    mounts("/process")
+    with pytest.raises(Denied, match=f"mounts {path} of the host"):
+        mounts(path)
+
+
 def test_a_part_of_tomorrow_beside_the_services_is_refused() -> None:
     with pytest.raises(Denied, match="does not judge"):
         judged({"web": A}, models={"m": {"model": "evil/model"}})

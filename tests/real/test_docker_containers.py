@@ -85,6 +85,12 @@ def test_logs_hold_both_streams_in_order(engine: Engine, containers: Containers,
     assert last["logs"] == "out 3\nerr 3"
 
 
+def test_logs_that_go_elsewhere_are_told_as_that(engine: Engine, containers: Containers, tmp_path: Path) -> None:
+    name = containers("echo one", host={"log_config": {"Type": "none"}})
+    error = failure(tmp_path, "manage_container", {"action": "logs", "name_or_id": name}, on(engine, "docker"))
+    assert error["code"] == "engine_refused" and "logging driver" in error["hint"], error
+
+
 def test_logs_of_a_terminal_are_read_as_they_are(engine: Engine, containers: Containers, tmp_path: Path) -> None:
     name = containers("echo one; echo two", tty=True)
     until(lambda: not containers.state(name)["State"]["Running"])

@@ -85,6 +85,7 @@ def test_a_first_deployment_that_fails_is_removed_and_says_why(stacks: Stacks) -
     error = stacks.error("deploy_stack", stack_name=name, repo_url=stacks.repositories.url("app"))
     assert error["code"] == "rolled_back" and "volumes stay" in error["hint"], error
     assert "exit status 3" in error["details"]["problem"] and "port 80 is taken" in error["details"]["logs"], error
+    assert not stacks.containers(name) and f"{name}_data" in str(stacks.engine.client.volumes()), "what is in it stays"
 
 
 @pytest.mark.parametrize("part", ['ports: ["127.0.0.1::80"]', ""])

@@ -164,6 +164,9 @@ def refused(where: str, status: int, said: str) -> TargetError:
     if "TLS" in words or "HTTPS server" in words:
         hint = "Set tls_verify and cert_path."
         return EngineUnavailable(f"{where} expects TLS", hint=hint, retryable=False, details=details)
+    if "does not support reading" in words:
+        hint = "Its logging driver sends the log elsewhere: look there, or at the container's state."
+        return EngineRefused(f"{where} has no log of that container", hint=hint, details=details)
     return EngineRefused(f"{where} refused, with HTTP status {status}", details=details)
 
 
