@@ -160,3 +160,10 @@ def test_no_program_is_given_a_secret_or_an_option_of_the_caller(
     said = seen.read_text()
     assert "correct-horse" not in said and "cm9ib3Q6" not in said
     assert f"--end-of-options\n{stacks.repositories.url('app')}\n" in said
+    for limit in (
+        *("--template=", "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null"),
+        *("protocol.allow=never", "protocol.https.allow=always", "submodule.recurse=false", "credential.helper="),
+        *("--no-recurse-submodules", "--depth=1", "GIT_ALLOW_PROTOCOL=https", "GIT_CONFIG_NOSYSTEM=1"),
+        *("GIT_ATTR_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0"),
+    ):
+        assert f"{limit}\n" in said, limit
