@@ -279,6 +279,13 @@ in
       false
     ];
   };
+  testServeComesUpWithTheGateway = {
+    expr = self.nixosConfigurations.gateway.config.systemd.services.systemmanager-serve.wantedBy;
+    expected = [
+      "multi-user.target"
+      "systemmanager-mcp.service"
+    ];
+  };
   testTheAuditLogsFolderIsMadeAndWritable = {
     expr =
       let

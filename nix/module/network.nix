@@ -61,7 +61,11 @@ in
     # nixpkgs' own unit is for Tailscale Services alone; a node's own name needs this one.
     systemd.services.systemmanager-serve = lib.mkIf cfg.tailscale.serve {
       description = "HTTPS for SystemManager on this node's name, by tailscale serve";
-      wantedBy = [ "multi-user.target" ];
+      # Also with the gateway: one that had to wait for its secrets would else come up without this.
+      wantedBy = [
+        "multi-user.target"
+        "systemmanager-mcp.service"
+      ];
       wants = [ "tailscaled.service" ];
       bindsTo = [ "systemmanager-mcp.service" ];
       after = [

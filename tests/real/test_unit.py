@@ -28,6 +28,12 @@ TARGETS = {
         "capabilities": ["network:read"],
     },
 }
+BESIDE = (
+    f"[Unit]\\nBindsTo={UNIT}.service\\nAfter={UNIT}.service\\n"
+    "[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\n"
+    f"[Install]\\nWantedBy=multi-user.target {UNIT}.service\\n"
+)
+"""Bound to the gateway as nix/module/network.nix binds systemmanager-serve."""
 CLIENT = """
 import asyncio, json, sys
 from fastmcp import Client
@@ -68,16 +74,20 @@ def gateway(machine: Machine) -> Iterator[Machine]:
         f"printf '#!/bin/sh\\nexec {PYTHON} -m systemmanager \"$@\"\\n'"
         f" > {GATEWAY}/prefix/bin/systemmanager; chmod 755 {GATEWAY}/prefix/bin/systemmanager;"
         "cp /srv/test/gateway/*.yaml /etc/systemmanager/;"
-        f"cp /srv/test/gateway/unit /etc/systemd/system/{UNIT}.service; systemctl daemon-reload"
+        f"cp /srv/test/gateway/unit /etc/systemd/system/{UNIT}.service;"
+        f"printf '{BESIDE}' >/etc/systemd/system/beside.service; systemctl daemon-reload; systemctl enable beside"
     )
     yield machine
-    machine.ssh(f"systemctl stop {UNIT}; rm /etc/systemd/system/{UNIT}.service; systemctl daemon-reload")
+    machine.ssh(
+        f"systemctl disable beside; systemctl stop {UNIT};"
+        f"rm /etc/systemd/system/{{{UNIT},beside}}.service; systemctl daemon-reload"
+    )
 
 
 @pytest.fixture(scope="module")
 def started(gateway: Machine) -> Machine:
     """The gateway, up: without its secrets it does not start; once they arrive it does, by itself."""
-    gateway.ssh(f"systemctl start --no-block {UNIT}")
+    gateway.ssh(f"systemctl start --no-block {UNIT} beside")
     wait_for(gateway, f"systemctl show -P ExecMainStatus {UNIT}", "243")
     gateway.ssh(
         "umask 077; cp /srv/test/gateway/secret /etc/credstore/systemmanager.SYSTEMMANAGER_SHARED_SECRET;"
@@ -141,6 +151,15 @@ def test_a_killed_gateway_comes_back(started: Machine) -> None:
     pid = started.ssh(f"systemctl show -P MainPID {UNIT}").strip()
     started.ssh(f"kill -KILL {pid}")
     wait_for(started, f"test $(systemctl show -P MainPID {UNIT}) != {pid} && {RUNS}", "it runs")
+
+
+def test_what_is_bound_to_the_gateway_comes_up_with_it_after_a_late_secret_and_after_a_crash(started: Machine) -> None:
+    bound = "systemctl is-active --quiet beside && echo it is up"
+    wait_for(started, bound, "it is up")
+    pid = started.ssh(f"systemctl show -P MainPID {UNIT}").strip()
+    started.ssh(f"kill -KILL {pid}")
+    wait_for(started, f"test $(systemctl show -P MainPID {UNIT}) != {pid} && {RUNS}", "it runs")
+    wait_for(started, bound, "it is up")
 
 
 def test_a_gateway_that_hangs_is_ended_by_the_watchdog_and_comes_back(started: Machine) -> None:
