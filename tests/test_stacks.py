@@ -8,6 +8,7 @@ import pytest
 
 from systemmanager import policyfile
 from systemmanager.errors import ConfigError, Denied
+from systemmanager.executors.git import Git, Secrets
 from systemmanager.operations.stack_changes import difference, members
 from systemmanager.operations.stack_health import problem_of
 from systemmanager.policy.compose.judge import Judge
@@ -239,3 +240,11 @@ def test_a_gateway_that_lacks_programs_says_so_where_stacks_are_offered(
     assert "git" in degraded["stacks"] and "not installed on the gateway" in degraded["stacks"]
     run(judge_stacks(registry(target("a", "docker", capabilities=["container:read"])), degraded))
     assert not degraded, "nobody misses it"
+
+
+def test_git_follows_no_redirect_and_connects_to_what_was_judged() -> None:
+    repository = plain("https://git.lan:8443/u/r")
+    assert repository is not None
+    config = Git(Path("/x"), repository, ("192.0.2.7", "2001:db8::7"), Secrets())._config()
+    assert "\tfollowRedirects = false\n" in config and "\tproxy =\n" in config
+    assert "\tcurloptResolve = git.lan:8443:192.0.2.7,[2001:db8::7]\n" in config
