@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from systemmanager.diagnosis.diagnose import Diagnosis, Group, Neighbour
-from systemmanager.diagnosis.lines import SEVERITIES
+from systemmanager.diagnosis.lines import LONGEST, SEVERITIES
 from systemmanager.diagnosis.weigh import Found
 from systemmanager.ports import FreeText, Result
 
@@ -122,8 +122,14 @@ def _statistics(found: Diagnosis, *, cut: bool) -> dict[str, Any]:
         "traces": found.traces,
         "errors": found.errors_in_all,
         "truncated": cut or None,
+        "lines_cut": _cut(found) or None,
     }
     return {name: value for name, value in every.items() if value is not None}
+
+
+def _cut(found: Diagnosis) -> int:
+    """Lines of which only the beginning was read."""
+    return sum(len(line.text) >= LONGEST for line in found.log.lines)
 
 
 def summary(found: Diagnosis) -> str:
@@ -132,7 +138,8 @@ def summary(found: Diagnosis) -> str:
     if cause is None:
         errors = found.errors_in_all
         seen = f"{errors} warnings or errors" if errors else "no warnings and no errors"
-        return f"No cause of trouble found in {lines} lines ({seen})."
+        unread = f" Of {count} only the first {LONGEST} characters were read." if (count := _cut(found)) else ""
+        return f"No cause of trouble found in {lines} lines ({seen}).{unread}"
     shown = map(str, cause.lines if len(cause.lines) <= 6 else (*cause.lines[:3], "...", *cause.lines[-3:]))
     where = f"lines {', '.join(shown)}" if cause.lines else "its state"
     text = f"{cause.cause.sentence} ({cause.cause.code}, confidence {cause.confidence:g}; {where} of {lines})"
