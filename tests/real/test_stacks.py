@@ -239,7 +239,7 @@ def test_what_the_policy_refuses_is_told_with_its_line_and_touches_nothing(stack
     name, repo = stacks.name(), stacks.repositories.url("app")
     stacks.repositories.commit("app", {"docker-compose.yml": WEB.replace("    command", "    ipc: host\n    command")})
     error = stacks.error("deploy_stack", stack_name=name, repo_url=repo)
-    assert error["code"] == "compose_refused" and error["message"].startswith("docker-compose.yml:4: "), error
+    assert error["code"] == "compose_refused" and error["message"].startswith("docker-compose.yml:5: "), error
     assert error["details"]["findings"][0]["field"] == "services.web.ipc" and not stacks.containers(name)
     stacks.exempt(name, repo, "ipc:host")
     assert stacks.data("deploy_stack", stack_name=name, repo_url=repo)["difference"]["exempted"] == ["ipc:host"]

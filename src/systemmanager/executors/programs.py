@@ -89,11 +89,18 @@ async def _exit_of(process: asyncio.subprocess.Process) -> None:
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
     """End the whole process group: asked first, then made to."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        if process.returncode is None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE)
-    # A pipe that was not read to its end stays open otherwise; asyncio has no public way to close it.
-    process._transport.close()  # type: ignore[attr-defined]
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal(process, number)
+            if process.returncode is None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), GRACE)
+    finally:  # also when another cancellation comes meanwhile
+        _signal(process, signal.SIGKILL)
+        # A pipe that was not read to its end stays open otherwise; asyncio has no public way to close it.
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
